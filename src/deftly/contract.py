@@ -1,0 +1,126 @@
+"""What a policy needs to know of its robot, written at training and compared wherever the policy is used.
+
+What does not belong here: tensors, files other than `contract.json`, and anything about how a policy was trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+import pydantic
+
+from deftly.config import Config
+from deftly.types import DataError
+
+FORMAT_VERSION = 1
+ActionKind = Literal["end_effector_target", "end_effector_delta", "joint_target", "joint_delta", "unspecified"]
+CameraRole = Literal["scene", "wrist"]
+
+
+class Camera(Config):
+    """A camera as it is recorded. A `wrist` camera moves with the gripper: geometry must not be augmented on it."""
+
+    name: str
+    height: int = pydantic.Field(gt=0)
+    width: int = pydantic.Field(gt=0)
+    role: CameraRole = "scene"
+
+
+class Vector(Config):
+    """A named vector with units; `low` and `high` are hard limits in those units where they are known."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def check_lengths(self) -> Vector:
+        for label in ("units", "low", "high"):
+            values = getattr(self, label)
+            if values is not None and len(values) != len(self.names):
+                raise ValueError(f"{label} has {len(values)} entries for {len(self.names)} names")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Embodiment(Config):
+    """A robot with its cameras, state, action space and rate."""
+
+    name: str
+    rate_hz: float = pydantic.Field(gt=0)
+    cameras: tuple[Camera, ...]
+    state: Vector
+    action: Vector
+    action_kind: ActionKind = "unspecified"
+
+    def camera(self, name: str) -> Camera:
+        for camera in self.cameras:
+            if camera.name == name:
+                return camera
+        raise DataError(f"embodiment {self.name!r} has no camera {name!r}; it has {', '.join(c.name for c in self.cameras)}")
+
+
+class Window(Config):
+    """What a sample is: `frames` observations ending now, the past actions, and the `chunk` actions that follow."""
+
+    frames: int = pydantic.Field(1, ge=1)
+    chunk: int = pydantic.Field(16, ge=1)
+    past_actions: bool = False
+    """Whether the policy may see the actions that were commanded before each observation frame."""
+
+
+class Contract(Config):
+    """The embodiment as the policy saw it in training, and what turns its observations into the policy's inputs and back."""
+
+    format_version: int = FORMAT_VERSION
+    embodiment: Embodiment
+    cameras: tuple[str, ...]
+    """The cameras that the policy looks at, in order; a subset of the embodiment's."""
+    image_size: int = pydantic.Field(gt=0)
+    """Side in pixels of the square image that the policy sees."""
+    window: Window
+    executed_steps: int = pydantic.Field(gt=0)
+    """How many actions of a chunk are played before the next inference."""
+    normalization: Literal["identity", "mean_std", "min_max", "quantile"]
+    statistics_hash: str
+    tokenizer_hash: str
+    text_length: int = pydantic.Field(gt=0)
+    dataset_hash: str
+    """Content hash of the training data: what resume compares, and a provenance for everybody else."""
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of JSON-able data in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+
+
+def differences(expected: Any, found: Any, path: str = "") -> list[str]:
+    """Every leaf in which two pieces of plain data differ, as `path: expected X, found Y`."""
+    if isinstance(expected, Config):
+        expected = expected.to_dict()
+    if isinstance(found, Config):
+        found = found.to_dict()
+    if isinstance(expected, dict) and isinstance(found, dict):
+        names = list(expected) + [name for name in found if name not in expected]
+        return [line for name in names for line in differences(expected.get(name), found.get(name), f"{path}.{name}" if path else str(name))]
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        return [line for i, pair in enumerate(zip(expected, found, strict=True)) for line in differences(*pair, f"{path}[{i}]")]
+    return [] if expected == found else [f"{path}: expected {_short(expected)}, found {_short(found)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def require_same(expected: Config, found: Config, what: str, remedy: str) -> None:
+    """Raise a one-line `DataError` that names the first differences, or return."""
+    lines = differences(expected, found)
+    if lines:
+        more = f" (+{len(lines) - 3} more)" if len(lines) > 3 else ""
+        raise DataError(f"{what} does not match: {'; '.join(lines[:3])}{more}; {remedy}")

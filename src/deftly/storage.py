@@ -1,0 +1,166 @@
+"""Durable writes and verified reads. Everything that must survive a crash goes through here.
+
+A file appears whole or not at all: temp file in the same directory, fsync, rename, fsync of the directory. A directory is committed by its
+`manifest.json`, written last, which lists size and sha256 of every file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from deftly.types import DataError
+
+MANIFEST = "manifest.json"
+MAX_JSON_BYTES = 256 << 20
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and new names inside a directory durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file durably: after a crash at any moment it holds the old bytes or the new ones."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """JSON from a file; a one-line `DataError` when it is missing, huge or broken."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise DataError(f"{path}: {path.stat().st_size} bytes of JSON is more than {MAX_JSON_BYTES}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from None
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append one JSON line and sync it. A torn last line is what a crash can leave; `read_lines` drops it, `mend_lines` cuts it off."""
+    new = not path.exists()
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_directory(path.parent)
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The complete JSON lines of a file; an unfinished last line is dropped, a broken line elsewhere is an error."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not valid JSON ({error})") from None
+
+
+def mend_lines(path: Path) -> None:
+    """Cut an unfinished last line off, so that appending continues on a fresh line."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end != len(data):
+        with open(path, "r+b") as file:
+            file.truncate(end)
+            os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def commit(directory: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
+    """Make a directory appear whole: `fill` writes its files into a temporary sibling, then manifest, fsync, rename.
+
+    `about` is stored in the manifest (format version, library versions). An existing directory of that name is replaced.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        fill(temporary)
+        write_manifest(temporary, about)
+        if directory.exists():
+            retired = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+            os.replace(directory, retired)
+            os.replace(temporary, directory)
+            shutil.rmtree(retired)
+        else:
+            os.replace(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(directory.parent)
+
+
+def write_manifest(directory: Path, about: dict[str, Any]) -> None:
+    """Sync every file below a directory, then write the manifest that commits them."""
+    files = {}
+    for path in sorted(item for item in directory.rglob("*") if item.is_file() and item != directory / MANIFEST):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    for folder in sorted({path.parent for path in directory.rglob("*")}):
+        sync_directory(folder)
+    write_json(directory / MANIFEST, {**about, "files": files})
+
+
+def verify(directory: Path) -> dict[str, Any]:
+    """Check a committed directory against its manifest, which is returned; a one-line `DataError` names the first file that differs."""
+    manifest = read_json(directory / MANIFEST)
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise DataError(f"{directory / MANIFEST}: not a manifest")
+    for name, entry in manifest["files"].items():
+        path = inside(directory, name)
+        if not path.is_file():
+            raise DataError(f"{path}: listed in {MANIFEST} but missing; the directory is incomplete, use an earlier one")
+        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            raise DataError(f"{path}: differs from its sha256 in {MANIFEST}; the file is corrupt, use an earlier one")
+    return manifest
+
+
+def inside(root: Path, name: str) -> Path:
+    """`root / name`, refused when it would lead out of `root` (absolute names, `..`, symbolic links)."""
+    path = root / name
+    if os.path.isabs(name) or not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{root}: the name {name!r} leads outside of the directory")
+    return path
