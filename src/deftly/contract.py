@@ -106,8 +106,9 @@ def differences(expected: Any, found: Any, path: str = "") -> list[str]:
     if isinstance(found, Config):
         found = found.to_dict()
     if isinstance(expected, dict) and isinstance(found, dict):
+        dot = f"{path}." if path else ""
         names = list(expected) + [name for name in found if name not in expected]
-        return [line for name in names for line in differences(expected.get(name), found.get(name), f"{path}.{name}" if path else str(name))]
+        return [line for name in names for line in differences(expected.get(name), found.get(name), f"{dot}{name}")]
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         return [line for i, pair in enumerate(zip(expected, found, strict=True)) for line in differences(*pair, f"{path}[{i}]")]
     return [] if expected == found else [f"{path}: expected {_short(expected)}, found {_short(found)}"]

@@ -1,6 +1,7 @@
 """Counter-based draws: every random number is a function of (key of the sample, name of the stream, step), so nothing is remembered.
 
-Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), vectorised in int64 tensors: same bits on every device.
+Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), vectorised in int64
+tensors: the same bits on every device.
 """
 
 from __future__ import annotations

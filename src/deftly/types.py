@@ -226,5 +226,9 @@ class World(gymnasium.Env, ABC):
         """An instruction that names object `index` of this scene, without changing what success means."""
 
     @abstractmethod
+    def idle_action(self) -> np.ndarray:
+        """The action [a] that keeps the robot where it is: what the no-op baseline plays (a zero is not idle where actions are targets)."""
+
+    @abstractmethod
     def outcome(self) -> str:
         """`running`, `success`, or why the episode failed."""
