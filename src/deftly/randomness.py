@@ -57,7 +57,7 @@ def _philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, T
     return c0, c1, c2, c3
 
 
-def bits(key: Int64[Tensor, b], stream: str, count: int, step: int = 0) -> Int64[Tensor, "b count"]:
+def bits(key: Int64[Tensor, "b"], stream: str, count: int, step: int = 0) -> Int64[Tensor, "b count"]:
     """`count` 32-bit words for each sample key."""
     name = stream_id(stream)
     blocks = torch.arange(-(-count // 4), device=key.device, dtype=torch.int64)[None, :]
@@ -67,13 +67,13 @@ def bits(key: Int64[Tensor, b], stream: str, count: int, step: int = 0) -> Int64
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
 
 
-def uniform(key: Int64[Tensor, b], stream: str, shape: tuple[int, ...] = (), step: int = 0) -> Float[Tensor, "b ..."]:
+def uniform(key: Int64[Tensor, "b"], stream: str, shape: tuple[int, ...] = (), step: int = 0) -> Float[Tensor, "b ..."]:
     """float32 in [0, 1), 24 bits each."""
     words = bits(key, stream, math.prod(shape), step)
     return ((words >> 8).to(torch.float32) * 2.0**-24).reshape(len(key), *shape)
 
 
-def normal(key: Int64[Tensor, b], stream: str, shape: tuple[int, ...] = (), step: int = 0) -> Float[Tensor, "b ..."]:
+def normal(key: Int64[Tensor, "b"], stream: str, shape: tuple[int, ...] = (), step: int = 0) -> Float[Tensor, "b ..."]:
     """Standard normal float32 by Box-Muller."""
     count = math.prod(shape)
     half = -(-count // 2)
@@ -83,13 +83,15 @@ def normal(key: Int64[Tensor, b], stream: str, shape: tuple[int, ...] = (), step
     return torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)[:, :count].reshape(len(key), *shape)
 
 
-def integers(key: Int64[Tensor, b], stream: str, low: int, high: int, shape: tuple[int, ...] = (), step: int = 0) -> Int64[Tensor, "b ..."]:
+def integers(
+    key: Int64[Tensor, "b"], stream: str, low: int, high: int, shape: tuple[int, ...] = (), step: int = 0
+) -> Int64[Tensor, "b ..."]:
     """Integers in [low, high); the range must be below 2^31 (bias < range / 2^32)."""
     words = bits(key, stream, math.prod(shape), step)
     return (low + ((words * (high - low)) >> 32)).reshape(len(key), *shape)
 
 
-def sample_keys(seed: int, epoch: Int64[Tensor, b], position: Int64[Tensor, b]) -> Int64[Tensor, b]:
+def sample_keys(seed: int, epoch: Int64[Tensor, "b"], position: Int64[Tensor, "b"]) -> Int64[Tensor, "b"]:
     """The key of a sample: a hash of (seed, epoch, position in the epoch)."""
     name = seed_of("sample", seed)
     root = (torch.full_like(epoch, name & _LOW), torch.full_like(epoch, name >> 32))
@@ -98,7 +100,7 @@ def sample_keys(seed: int, epoch: Int64[Tensor, b], position: Int64[Tensor, b]) 
     return ((high << 32) | low) & ((1 << 63) - 1)
 
 
-def permute(index: Int64[Tensor, n], size: int, seed: int, epoch: int) -> Int64[Tensor, n]:
+def permute(index: Int64[Tensor, "n"], size: int, seed: int, epoch: int) -> Int64[Tensor, "n"]:
     """Where each index of range(size) lands in the shuffle of (seed, epoch), in O(1) memory.
 
     A four-round Feistel network over the next even power of two, walked along its cycle until it falls inside (Black & Rogaway,

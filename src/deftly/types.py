@@ -49,7 +49,7 @@ class Batch:
     ```
     """
 
-    key: Int64[Tensor, b]  # hash of (seed, epoch, position); every random draw about a sample starts from it
+    key: Int64[Tensor, "b"]  # hash of (seed, epoch, position); every random draw about a sample starts from it
     images: dict[str, Tensor]  # camera -> [b t c h w] uint8 until the model's own preprocessing
     camera_is_missing: dict[str, Tensor]  # camera -> [b] bool: absent cameras are masked, never zero-filled silently
     depth: dict[str, Tensor] = field(default_factory=dict)  # camera -> [b t 1 h w] metres
@@ -62,13 +62,13 @@ class Batch:
     actions: Float[Tensor, "b k a"] | None  # normalised; None when acting
     action_dim_is_pad: Bool[Tensor, "b a"]
     action_is_pad: Bool[Tensor, "b k"] | None  # padding never changes a loss or a gradient
-    embodiment: Int64[Tensor, b]
-    task: Int64[Tensor, b]
-    episode: Int64[Tensor, b]
-    frame: Int64[Tensor, b]
-    domain: Int64[Tensor, b]
+    embodiment: Int64[Tensor, "b"]
+    task: Int64[Tensor, "b"]
+    episode: Int64[Tensor, "b"]
+    frame: Int64[Tensor, "b"]
+    domain: Int64[Tensor, "b"]
     labels: dict[str, Tensor] = field(default_factory=dict)  # per-task targets, each with `<name>_is_valid` [b] bool
-    weight: Float[Tensor, b]  # a loss is the weighted sum over valid elements / the weighted count
+    weight: Float[Tensor, "b"]  # a loss is the weighted sum over valid elements / the weighted count
 
     def __len__(self) -> int:
         return len(self.key)
@@ -162,7 +162,7 @@ class Policy(nn.Module, ABC):
         """Loss of every action element, unreduced and unmasked; its noise is drawn from `batch.key` and the clock."""
 
     @abstractmethod
-    def sample(self, features: Features, key: Int64[Tensor, b]) -> Float[Tensor, "b k a"]:
+    def sample(self, features: Features, key: Int64[Tensor, "b"]) -> Float[Tensor, "b k a"]:
         """An action chunk; whatever is random in it is a function of `key`."""
 
 

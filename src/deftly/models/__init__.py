@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: no optimiser, no file, no robot."""

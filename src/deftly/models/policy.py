@@ -1,0 +1,110 @@
+"""The policy: cameras, state, past actions and a sentence to a chunk of actions.
+
+```
+text ──> TextEncoder ──┬────────────────┐
+                       FiLM             │
+images ─> one FiLMCNN per camera ───────┼──> MLP trunk ──> Features ──> head ──> [b k a]
+state, past actions ────────────────────┘
+```
+Letters: b batch, t observation frames, c cameras, d width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pydantic
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from deftly.config import Config
+from deftly.contract import Window
+from deftly.models.heads import HeadConfig, RegressionConfig
+from deftly.models.language import TextConfig
+from deftly.models.vision import CNNConfig
+from deftly.types import Batch, Clock, Features, Policy
+
+
+class PolicyConfig(Config):
+    vision: CNNConfig = CNNConfig()
+    text: TextConfig = TextConfig()
+    width: int = pydantic.Field(256, ge=8)
+    depth: int = pydantic.Field(2, ge=1)
+    """Layers of the MLP trunk."""
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    head: HeadConfig = RegressionConfig()
+
+    def build(
+        self,
+        *,
+        cameras: tuple[str, ...],
+        image_size: int,
+        state_dim: int,
+        action_dim: int,
+        vocabulary: int,
+        text_length: int,
+        window: Window,
+    ) -> VLAPolicy:
+        """Sizes that data and contract know are arguments: they are never configured twice."""
+        return VLAPolicy(self, cameras, image_size, state_dim, action_dim, vocabulary, text_length, window)
+
+
+def parse_policy(values: dict[str, Any], where: str = "policy.json") -> PolicyConfig:
+    """The config of a saved policy; `UsageError` in one line when it is not one."""
+    return PolicyConfig.parse(values, where)
+
+
+class VLAPolicy(Policy):
+    def __init__(
+        self,
+        config: PolicyConfig,
+        cameras: tuple[str, ...],
+        image_size: int,
+        state_dim: int,
+        action_dim: int,
+        vocabulary: int,
+        text_length: int,
+        window: Window,
+    ) -> None:
+        super().__init__()
+        self.cameras, self.chunk, self.action_dim = cameras, window.chunk, action_dim
+        self.sees_past_actions = window.past_actions
+        self.text = config.text.build(vocabulary=vocabulary, text_length=text_length)
+        self.vision = nn.ModuleDict({name: config.vision.build(image_size=image_size, text_dim=self.text.dim) for name in cameras})
+        seen = sum(encoder.out_dim for encoder in self.vision.values())  # type: ignore[misc]
+        self.missing = nn.ParameterDict({name: nn.Parameter(torch.zeros(self.vision[name].out_dim)) for name in cameras})  # type: ignore[arg-type]
+        felt = state_dim + (action_dim if self.sees_past_actions else 0)
+        layers: list[nn.Module] = []
+        size = window.frames * (seen + felt) + self.text.dim
+        for _ in range(config.depth):
+            layers += [nn.Linear(size, config.width), nn.LayerNorm(config.width), nn.GELU(), nn.Dropout(config.dropout)]
+            size = config.width
+        self.trunk = nn.Sequential(*layers)
+        self.head = config.head.build(features=config.width, chunk=window.chunk, action_dim=action_dim)
+
+    def forward(self, batch: Batch, clock: Clock) -> Float[Tensor, "b k a"]:
+        return self.loss(self.encode(batch), batch, clock)
+
+    def encode(self, batch: Batch) -> Features:
+        text = self.text(batch.text)
+        frames = batch.state.shape[1]
+        per_frame = text.repeat_interleave(frames, dim=0)
+        parts = []
+        for name in self.cameras:
+            seen = self.vision[name](batch.images[name].flatten(0, 1), per_frame).unflatten(0, (-1, frames))
+            parts.append(torch.where(batch.camera_is_missing[name][:, None, None], self.missing[name].to(seen.dtype), seen))
+        parts.append(batch.state * ~batch.state_dim_is_pad[:, None, :])
+        if self.sees_past_actions:
+            is_pad = batch.past_action_is_pad[:, :, None] | batch.action_dim_is_pad[:, None, :]
+            parts.append(batch.past_actions * ~is_pad)
+        # what stands before the first frame is a copy of it: it adds nothing, and must not look like a robot at rest
+        known = torch.cat([part.to(text.dtype) for part in parts], dim=2) * ~batch.observation_is_pad[:, :, None]
+        pooled = self.trunk(torch.cat([known.flatten(1), text], dim=1))
+        return Features(tokens=pooled[:, None], is_pad=torch.zeros(len(pooled), 1, dtype=torch.bool, device=pooled.device), pooled=pooled)
+
+    def loss(self, features: Features, batch: Batch, clock: Clock) -> Float[Tensor, "b k a"]:
+        return self.head.loss(features.pooled, batch, clock)
+
+    def sample(self, features: Features, key: Int64[Tensor, "b"]) -> Float[Tensor, "b k a"]:
+        return self.head.sample(features.pooled, key)

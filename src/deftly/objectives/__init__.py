@@ -1,0 +1,1 @@
+"""What is minimised: one file per method, with its auxiliary networks, its maths and its sources."""

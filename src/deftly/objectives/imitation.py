@@ -1,0 +1,25 @@
+"""Behaviour cloning: the head's own loss over the valid elements of the action chunk."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from deftly.types import Batch, Clock, Objective, Policy, Term
+
+
+class Imitation(Objective):
+    """`action` is the weighted mean of the head's loss over valid action elements; each sample counts by its `weight`."""
+
+    reads = ("images", "state", "text", "actions", "action_is_pad")
+    decomposes = True
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"action": batch.valid_actions().sum()}
+
+    def forward(self, batch: Batch, clock: Clock, counts: dict[str, Tensor]) -> dict[str, Term]:
+        loss = self.policy(batch, clock)
+        return {"action": Term((loss * batch.valid_actions()).sum() / counts["action"])}
