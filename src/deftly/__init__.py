@@ -1,3 +1,27 @@
-"""deftly trains robots to follow instructions."""
+"""deftly trains robots to follow instructions. `deftly.load(path).act(observation)` acts with a trained policy.
+
+Importing it loads nothing heavy; the parts are imported by name (`from deftly.run import Run`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    from deftly.agent import Agent
 
 __version__ = "0.1.0"
+
+
+def load(path: str | os.PathLike[str], device: str = "cpu") -> Agent:
+    """An agent from a policy directory, a checkpoint, or a run directory (its best checkpoint, else its last).
+
+    Raises DataError, in one line, where a file is missing or differs from its recorded sha256.
+    """
+    from pathlib import Path
+
+    from deftly.agent import load as load_agent
+
+    return load_agent(Path(path), device)
