@@ -54,7 +54,7 @@ class RegressionHead(Head):
         return error.abs() if self.kind == "l1" else error.square()
 
     def sample(self, pooled: Float[Tensor, "b d"], key: Int64[Tensor, "b"]) -> Float[Tensor, "b k a"]:
-        return self.to_actions(pooled).unflatten(1, (self.chunk, self.action_dim)).float()
+        return self.to_actions(pooled).unflatten(1, (self.chunk, self.action_dim))
 
 
 class FlowMatchingConfig(Config):
@@ -77,6 +77,8 @@ class FlowMatchingHead(Head):
     def __init__(self, config: FlowMatchingConfig, features: int, chunk: int, action_dim: int) -> None:
         super().__init__()
         self.config, self.chunk, self.action_dim = config, chunk, action_dim
+        frequency = torch.exp(torch.linspace(0, math.log(100.0), 16)) * math.pi
+        self.register_buffer("frequency", frequency, persistent=False)
         self.condition = nn.Linear(features, config.width)
         self.time = nn.Sequential(nn.Linear(32, config.width), nn.SiLU(), nn.Linear(config.width, config.width))
         self.enter = nn.Linear(chunk * action_dim, config.width)
@@ -107,13 +109,12 @@ class FlowMatchingHead(Head):
         return chunk
 
     def velocity(self, chunk: Float[Tensor, "n k a"], time: Float[Tensor, "n"], pooled: Float[Tensor, "n d"]) -> Float[Tensor, "n k a"]:
-        frequency = torch.exp(torch.linspace(0, math.log(100.0), 16, device=time.device))
-        angle = time[:, None] * frequency * math.pi
+        angle = time[:, None].to(pooled.dtype) * self.frequency
         condition = self.condition(pooled) + self.time(torch.cat([angle.sin(), angle.cos()], dim=1))
-        hidden = self.enter(chunk.flatten(1))
+        hidden = self.enter(chunk.flatten(1).to(pooled.dtype))
         for block in self.blocks:
             hidden = block(hidden, condition)
-        return self.leave(hidden).unflatten(1, (self.chunk, self.action_dim)).float()
+        return self.leave(hidden).unflatten(1, (self.chunk, self.action_dim))
 
 
 class ModulatedBlock(nn.Module):
@@ -134,6 +135,14 @@ HeadConfig = Annotated[RegressionConfig | FlowMatchingConfig, pydantic.Field(dis
 
 
 def wanted(batch: Batch) -> Float[Tensor, "b k a"]:
-    """The actions to imitate; asking a batch without them is a bug of ours."""
+    """The actions to imitate, with padding made a function of what is valid: a padded step repeats the last valid one, a padded dimension is 0.
+
+    A denoiser reads the whole chunk, so whatever stood in the padding would otherwise leak into the loss of the valid elements.
+    """
     assert batch.actions is not None, "a loss needs a batch with actions"
-    return batch.actions
+    assert batch.action_is_pad is not None, "actions come with their padding mask"
+    steps = torch.arange(batch.actions.shape[1], device=batch.actions.device)
+    last = torch.where(batch.action_is_pad, -1, steps).amax(dim=1, keepdim=True)
+    source = torch.where(batch.action_is_pad, last.clamp(min=0), steps)
+    filled = batch.actions.gather(1, source[:, :, None].expand_as(batch.actions))
+    return filled.masked_fill(batch.action_dim_is_pad[:, None, :] | (last < 0)[:, :, None], 0.0)

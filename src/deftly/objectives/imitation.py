@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
+from deftly.config import Config
 from deftly.types import Batch, Clock, Objective, Policy, Term
+
+
+class ImitationConfig(Config):
+    kind: Literal["imitation"] = "imitation"
+
+    def build(self, policy: Policy) -> Imitation:
+        return Imitation(policy)
 
 
 class Imitation(Objective):
