@@ -65,15 +65,26 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON ({error})") from None
 
 
-def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line and sync it. A torn last line is what a crash can leave; `read_lines` drops it, `mend_lines` cuts it off."""
+def append_line(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Append one JSON line and sync it. A torn last line is what a crash can leave; `read_lines` drops it, `mend_lines` cuts it off.
+
+    Without `durable` the line survives the death of the process but not of the machine, until `sync_file` is called.
+    """
     new = not path.exists()
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(value, ensure_ascii=False) + "\n")
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     if new:
         sync_directory(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make what was written to a file so far durable; a file that does not exist is left alone."""
+    if path.exists():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> Iterator[Any]:

@@ -1,0 +1,191 @@
+"""Checkpoints on disk: what is in one, how it appears whole, which one is read, which ones are kept.
+
+```
+checkpoints/step-00001000/   policy/ run.json objective.safetensors [raw.safetensors] optimizer.safetensors trainer.json manifest.json
+checkpoints/last, best       text files with the name of a directory
+```
+`objective.safetensors` holds the averaged weights where there is an average, and `raw.safetensors` then the weights that training goes
+on with. Nothing here is a pickle, and nothing is read before its sha256 has been checked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from deftly import storage
+from deftly.types import DataError
+
+FORMAT_VERSION = 1
+POLICY, RUN, OBJECTIVE, RAW = "policy", "run.json", "objective.safetensors", "raw.safetensors"
+OPTIMIZER, TRAINER = "optimizer.safetensors", "trainer.json"
+
+WritePolicy = Callable[[Path, dict[str, Tensor]], None]
+
+
+@dataclass(kw_only=True)
+class Snapshot:
+    """Everything that a run needs to go on: CPU tensors and plain data."""
+
+    objective: dict[str, Tensor]
+    """Averaged weights where there is an average, else the weights."""
+    raw: dict[str, Tensor] | None
+    """The weights that training goes on with, where they differ from `objective`."""
+    optimizer: dict[str, Tensor]
+    trainer: dict[str, Any]
+    run: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.trainer["step"]
+
+
+def directory_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+class Checkpoints:
+    """The `checkpoints/` directory of a run."""
+
+    def __init__(self, root: Path, keep_last: int) -> None:
+        self.root, self.keep_last = root, keep_last
+
+    def steps(self) -> list[int]:
+        """Steps of which there is a directory, oldest first; not yet verified."""
+        if not self.root.is_dir():
+            return []
+        found = (re.fullmatch(r"step-(\d{8,})", item.name) for item in self.root.iterdir() if item.is_dir())
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        return self.root / directory_name(step)
+
+    def save(self, snapshot: Snapshot, policy: dict[str, Tensor], write_policy: WritePolicy, best: int | None) -> Path:
+        """Write a checkpoint, point `last` (and `best`, a step) at it, delete what is no longer kept. Raises OSError when the disk refuses.
+
+        A crash at any moment leaves the one before or this one; pointers that lag behind are set right by `settle`.
+        """
+        path = self.path(snapshot.step)
+        storage.commit(path, lambda directory: fill(directory, snapshot, policy, write_policy), about())
+        self.settle(best)
+        self.prune(best)
+        return path
+
+    def settle(self, best: int | None) -> None:
+        """Make `last` name the newest directory, and `best` the directory of step `best`, if it is there."""
+        steps = self.steps()
+        for name, step in (("last", steps[-1] if steps else None), ("best", best)):
+            pointer = self.root / name
+            if step in steps:
+                storage.write_text(pointer, directory_name(step) + "\n")  # type: ignore[arg-type]
+            else:
+                pointer.unlink(missing_ok=True)
+
+    def prune(self, best: int | None) -> None:
+        """Delete all but the newest `keep_last` and the best."""
+        for step in self.steps()[: -self.keep_last]:
+            if step != best:
+                # The manifest goes first: a half-deleted directory must not pass for a checkpoint.
+                (self.path(step) / storage.MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(self.path(step))
+
+    def sweep(self) -> None:
+        """Delete what a crash left half-written. Only for the holder of the run's lock."""
+        if self.root.is_dir():
+            for item in self.root.iterdir():
+                if item.is_dir() and (re.fullmatch(r"\.step-\d+\.\d+\.(tmp|old)", item.name) or is_remnant(item)):
+                    shutil.rmtree(item)
+
+    def newest(self, say: Callable[[str], None]) -> Snapshot | None:
+        """The newest checkpoint that verifies, or None where there is none at all.
+
+        One that is corrupt is announced through `say`, set aside as `corrupt-<name>`, and the one before is taken; when none is left, or
+        when the optimizer's file is missing, or the format is newer than this program, a one-line `DataError`.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            path = self.path(step)
+            refuse(path)
+            try:
+                storage.verify(path)
+                return read(path)
+            except DataError as error:
+                aside = path.with_name(f"corrupt-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(path, aside)
+                storage.sync_directory(self.root)
+                say(f"{error}; set aside as {aside.name}, falling back to the checkpoint before")
+        if steps:
+            raise DataError(f"{self.root}: none of its {len(steps)} checkpoints can be read; start a new run directory")
+        return None
+
+
+def about() -> dict[str, Any]:
+    return {"kind": "checkpoint", "format_version": FORMAT_VERSION, "torch": torch.__version__}
+
+
+def fill(directory: Path, snapshot: Snapshot, policy: dict[str, Tensor], write_policy: WritePolicy) -> None:
+    """Write everything but the manifest into an existing directory."""
+    (directory / POLICY).mkdir()
+    write_policy(directory / POLICY, policy)
+    safetensors.torch.save_file(snapshot.objective, directory / OBJECTIVE)
+    if snapshot.raw is not None:
+        safetensors.torch.save_file(snapshot.raw, directory / RAW)
+    safetensors.torch.save_file(snapshot.optimizer, directory / OPTIMIZER)
+    storage.write_json(directory / RUN, snapshot.run)
+    storage.write_json(directory / TRAINER, snapshot.trainer)
+
+
+def is_remnant(path: Path) -> bool:
+    """A checkpoint whose deletion was interrupted: its manifest, which is deleted first, is gone, but more than that may be."""
+    return bool(re.fullmatch(r"step-\d{8,}", path.name)) and not (path / storage.MANIFEST).exists()
+
+
+def refuse(path: Path) -> None:
+    """What must not be answered by silently going back one checkpoint."""
+    if not (path / OPTIMIZER).exists():
+        raise DataError(
+            f"{path / OPTIMIZER}: missing; going on without the optimizer's moments would be another run: put the file back, "
+            f"or delete the directory {path.name} to resume from the checkpoint before"
+        )
+    manifest = path / storage.MANIFEST
+    try:
+        version = storage.read_json(manifest).get("format_version") if manifest.exists() else None
+    except (DataError, AttributeError):
+        return  # corrupt: `verify` says so
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise DataError(f"{manifest}: format {version} is newer than this deftly reads ({FORMAT_VERSION}); update deftly")
+
+
+def read(path: Path) -> Snapshot:
+    """Read a verified checkpoint directory; a one-line `DataError` for what is not as it should be."""
+    trainer, run = storage.read_json(path / TRAINER), storage.read_json(path / RUN)
+    if not isinstance(trainer, dict) or not isinstance(trainer.get("step"), int) or not isinstance(run, dict):
+        raise DataError(f"{path / TRAINER}: not a trainer's state")
+    return Snapshot(
+        objective=read_tensors(path / OBJECTIVE),
+        raw=read_tensors(path / RAW) if (path / RAW).exists() else None,
+        optimizer=read_tensors(path / OPTIMIZER),
+        trainer=trainer,
+        run=run,
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file on the CPU; a one-line `DataError` when it is missing or is something else."""
+    if not path.is_file():
+        raise DataError(f"{path}: missing; the checkpoint is incomplete")
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{path}: not a safetensors file ({error})") from None

@@ -1,0 +1,47 @@
+"""Everything about a training run that is not data, model or objective."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pydantic
+import torch
+
+from deftly.config import Config
+from deftly.training.optim import AdamWConfig, WarmupCosineConfig
+from deftly.training.precision import native_bf16
+
+
+class TrainingConfig(Config):
+    """How long, how exact, how fast, and how often to look."""
+
+    steps: int = pydantic.Field(default=10_000, gt=0)
+    accumulation: int = pydantic.Field(default=1, gt=0)
+    """Into how many micro-batches each batch of the stream is cut: less memory, the same gradient."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto` is bf16 where the device computes it natively, else fp32; `resolve` settles it."""
+    optimizer: AdamWConfig = AdamWConfig()
+    schedule: WarmupCosineConfig = WarmupCosineConfig()
+    clip_norm: float | None = pydantic.Field(default=1.0, gt=0)
+    ema_decay: float | None = pydantic.Field(default=0.999, ge=0, lt=1)
+    """Final decay of the moving average of the weights; null: none. It warms up as (1 + n) / (10 + n)."""
+    max_bad_steps: int = pydantic.Field(default=10, gt=0)
+    """How many steps in a row may have a non-finite loss or gradient before training stops."""
+    log_every: int = pydantic.Field(default=20, gt=0)
+    validate_every: int | None = pydantic.Field(default=500, gt=0)
+    """Also after the last step; null: only then."""
+    checkpoint_every: int | None = pydantic.Field(default=1000, gt=0)
+    """Also after the last step and at every new best; null: only then."""
+    keep_last: int = pydantic.Field(default=2, ge=2)
+    """Newest checkpoints that are kept; the best is kept beside them. One alone could be the corrupt one."""
+    threads: int | None = pydantic.Field(default=None, gt=0)
+    """Threads of torch on the CPU; null: as they are. Part of what bit-exact resume needs to be the same."""
+    channels_last: bool = False
+    deterministic: bool = True
+    """On CUDA: algorithms that give the same bits every time (the CPU always does)."""
+
+    def resolve(self, device: torch.device | str) -> TrainingConfig:
+        """This config with `precision` settled for `device`: what a run records, so that it resumes as it began."""
+        if self.precision != "auto":
+            return self
+        return self.replace(precision="bf16" if native_bf16(torch.device(device)) else "fp32")

@@ -1,0 +1,74 @@
+"""The exponential moving average of an objective's weights: what is validated and shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from deftly.training.state import saved_tensors
+
+
+class Ema:
+    """Averages of every saved parameter and floating buffer, in float32 or wider; other buffers are copied.
+
+    A buffer that holds a non-finite number at the start is a constant (an attention mask with -inf) and is copied too: averaging
+    would turn inf - inf into NaN.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, not_saved: tuple[str, ...] = ()) -> None:
+        self.module, self.decay, self.not_saved = module, decay, not_saved
+        self.updates = 0
+        self.average: dict[str, Tensor] = {}
+        self.copied: set[str] = set()
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        for name, tensor in saved_tensors(module, not_saved).items():
+            wide = torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
+            self.average[name] = tensor.detach().to(wide, copy=True)
+            if not tensor.is_floating_point() or (name not in parameters and not bool(torch.isfinite(tensor).all())):
+                self.copied.add(name)
+        self.averaged_parameters = [(self.average[name], parameters[name]) for name in self.average if name in parameters]
+        self.buffer_names = [name for name in self.average if name not in parameters]
+
+    def decay_now(self) -> float:
+        """min(decay, (1 + n) / (10 + n)) after n updates: the first weights are forgotten quickly."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages towards the module's present weights."""
+        weight = 1.0 - self.decay_now()
+        self.updates += 1
+        pairs = list(self.averaged_parameters)
+        if self.buffer_names:
+            # Looked up each time, since a module may replace a buffer where it never replaces a parameter.
+            current = saved_tensors(self.module, self.not_saved)
+            pairs += [(self.average[name], current[name]) for name in self.buffer_names if name not in self.copied]
+            for name in self.copied:
+                self.average[name].copy_(current[name])
+        averages = [average for average, _ in pairs]
+        torch._foreach_lerp_(averages, [source.to(average.dtype) for average, source in pairs], weight)  # pyright: ignore[reportPrivateImportUsage]
+
+    def load(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Restore averages that `average` gave; names and shapes must be the same."""
+        assert tensors.keys() == self.average.keys()
+        for name, tensor in tensors.items():
+            self.average[name].copy_(tensor)
+        self.updates = updates
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module has the averaged weights inside the `with`, and exactly its own again afterwards."""
+        with torch.no_grad():
+            current = saved_tensors(self.module, self.not_saved)
+            own = {name: tensor.detach().clone() for name, tensor in current.items()}
+            for name, tensor in current.items():
+                tensor.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in current.items():
+                    tensor.copy_(own[name])

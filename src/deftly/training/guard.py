@@ -1,0 +1,69 @@
+"""The finite guard: a step whose loss or gradient is not finite leaves no trace in the weights, and too many of them end the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deftly.training.state import saved_tensors
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on. One line: what, at which step, with which episodes. Exit code 70."""
+
+
+class Guard:
+    """Judges every step before its update, counts the bad ones, and undoes what a bad forward pass did to buffers."""
+
+    def __init__(self, objective: nn.Module, limit: int, not_saved: tuple[str, ...] = ()) -> None:
+        self.limit = limit
+        self.skipped = 0
+        self.in_a_row = 0
+        parameters = {id(parameter) for parameter in objective.parameters()}
+        # Running statistics change in the forward pass, so they are copied before it. Their modules change them in place.
+        self.buffers = [tensor for tensor in saved_tensors(objective, not_saved).values() if id(tensor) not in parameters]
+        self.backup = [buffer.clone() for buffer in self.buffers]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Before the first forward pass of a step."""
+        if self.buffers:
+            torch._foreach_copy_(self.backup, self.buffers)  # pyright: ignore[reportPrivateImportUsage]
+
+    def accepts(self, loss: float, gradient_norm: float) -> bool:
+        """Whether the step may update the weights. If not, it is counted and the buffers are as before it."""
+        if math.isfinite(loss) and math.isfinite(gradient_norm):
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.buffers:
+            with torch.no_grad():
+                torch._foreach_copy_(self.buffers, self.backup)  # pyright: ignore[reportPrivateImportUsage]
+        return False
+
+    def require_hope(self, step: int, report: Mapping[str, float], episodes: Tensor) -> None:
+        """Raise `TrainingError` when `limit` steps in a row were bad, else return."""
+        if self.in_a_row < self.limit:
+            return
+        broken = ", ".join(f"{name} {value}" for name, value in report.items() if not math.isfinite(value))
+        raise TrainingError(
+            f"step {step}: {self.in_a_row} steps in a row had a non-finite loss or gradient ({broken}); the last batch is of episodes "
+            f"{listed(episodes)}; the weights are those of the last good step: check the data of these episodes, or lower the learning rate"
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+def listed(episodes: Tensor, most: int = 16) -> str:
+    """Distinct ids in order, cut after `most`."""
+    ids = sorted(set(episodes.tolist()))
+    return ", ".join(map(str, ids[:most])) + (f" and {len(ids) - most} more" if len(ids) > most else "")

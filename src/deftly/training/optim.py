@@ -1,0 +1,111 @@
+"""What turns gradients into updates: AdamW over two parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from deftly.config import Config
+from deftly.types import DataError, UsageError
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+
+
+class WarmupCosineConfig(Config):
+    """Linear warm-up to the peak, then half a cosine down to a floor that the last step reaches.
+
+    With w = round(warmup_fraction * steps): step s < w has the factor (s + 1) / (w + 1), so that the first is above zero and step w is
+    the peak; from there floor + (1 - floor) * (1 + cos(pi * (s - w) / (steps - 1 - w))) / 2, clamped to the floor past the end.
+    """
+
+    kind: Literal["warmup_cosine"] = "warmup_cosine"
+    warmup_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
+    """Share of all steps that the warm-up takes."""
+    floor_fraction: float = pydantic.Field(default=0.01, ge=0, le=1)
+    """Learning rate of the last step, as a share of the peak."""
+
+    def factor(self, step: int, total: int) -> float:
+        """What the peak learning rate is multiplied with at `step` (0-based) of `total`."""
+        warmup = round(self.warmup_fraction * total)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
+        return self.floor_fraction + (1 - self.floor_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class AdamWConfig(Config):
+    """AdamW (Loshchilov & Hutter, 2019) with weight decay on matrices and kernels only."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = pydantic.Field(default=3e-4, gt=0)
+    """The peak; the schedule scales it."""
+    weight_decay: float = pydantic.Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = pydantic.Field(default=1e-8, gt=0)
+
+    def build(self, module: nn.Module) -> torch.optim.AdamW:
+        """The optimizer of every trainable parameter of `module`; raises `UsageError` when there is none."""
+        decayed, plain = parameter_groups(module)
+        groups = [
+            {"params": list(decayed.values()), "weight_decay": self.weight_decay},
+            {"params": list(plain.values()), "weight_decay": 0.0},
+        ]
+        fused = all(p.device.type in ("cpu", "cuda") for p in module.parameters() if p.requires_grad)
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=fused)
+
+
+def parameter_groups(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """The trainable parameters by name: (with weight decay, without). Without: norms, embeddings, and everything that is a vector.
+
+    A bare parameter with several axes counts as an embedding when its own name says so (`position_embedding`).
+    """
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise UsageError(f"{type(module).__name__} has no trainable parameter: everything is frozen; unfreeze what should learn")
+    exempt = {id(p) for part in module.modules() if isinstance(part, (*NORMS, nn.Embedding)) for p in part.parameters(recurse=False)}
+    decayed, plain = {}, {}
+    for name, parameter in trainable.items():
+        is_vector = parameter.numel() == max((1, *parameter.shape))
+        is_plain = is_vector or id(parameter) in exempt or "embed" in name.rpartition(".")[2]
+        (plain if is_plain else decayed)[name] = parameter
+    covered = [id(parameter) for parameter in (*decayed.values(), *plain.values())]
+    assert sorted(covered) == sorted({id(p) for p in module.parameters() if p.requires_grad}), "a parameter is in no group, or in two"
+    return decayed, plain
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def optimizer_names(module: nn.Module) -> list[str]:
+    """Parameter names in the order in which the optimizer of `AdamWConfig.build` numbers them."""
+    decayed, plain = parameter_groups(module)
+    return [*decayed, *plain]
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """The optimizer's moments as flat tensors: `exp_avg.<parameter name>` and so on."""
+    state = optimizer.state_dict()["state"]
+    return {f"{key}.{names[index]}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `flatten_optimizer`; raises `DataError` when a tensor belongs to no parameter or has another shape."""
+    index = {name: number for number, name in enumerate(names)}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for full, tensor in tensors.items():
+        key, _, name = full.partition(".")
+        if name not in index:
+            raise DataError(f"optimizer state {full!r} belongs to no trainable parameter; the checkpoint is of another model")
+        parameter = parameters[index[name]]
+        if tensor.ndim and tensor.shape != parameter.shape:
+            raise DataError(f"optimizer state {full!r} has shape {tuple(tensor.shape)}, the parameter has {tuple(parameter.shape)}")
+        # A moment has the memory layout of its parameter (channels_last, say): fused kernels walk both in memory order.
+        state.setdefault(index[name], {})[key] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if tensor.ndim else tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

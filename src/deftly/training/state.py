@@ -1,0 +1,78 @@
+"""Which tensors of an objective are saved, and how they are put back: by name, strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from deftly.types import DataError, Objective, UsageError
+
+
+def saved_tensors(module: nn.Module, not_saved: tuple[str, ...]) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, themselves and not copies, without the sub-modules named in `not_saved`."""
+    prefixes = tuple(f"{name}." for name in not_saved)
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if not name.startswith(prefixes)}
+
+
+def check_not_saved(objective: Objective) -> None:
+    """`not_saved` must name sub-modules, and what is not saved must not learn: it could not be resumed. Raises `UsageError`."""
+    kind = type(objective).__name__
+    for name in objective.not_saved:
+        try:
+            part = objective.get_submodule(name)
+        except AttributeError:
+            raise UsageError(f"{kind}.not_saved names {name!r}, which is no sub-module of it") from None
+        learning = [parameter for parameter, value in part.named_parameters() if value.requires_grad]
+        if learning:
+            raise UsageError(f"{kind}.not_saved names {name!r}, but {name}.{learning[0]} is trainable; freeze it or save it")
+
+
+@torch.no_grad()
+def load_strictly(module: nn.Module, not_saved: tuple[str, ...], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy every tensor into the module; `DataError` names the first one that is missing, unknown, of another shape or not finite."""
+    current = saved_tensors(module, not_saved)
+    check_fit(current, tensors, where)
+    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    for name, tensor in tensors.items():
+        if name in parameters and not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"{where}: tensor {name!r} holds a non-finite number; use an earlier checkpoint")
+    for name, tensor in tensors.items():
+        current[name].copy_(tensor)
+
+
+def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Same names and shapes, or a one-line `DataError`."""
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        parts = [
+            f"{label} {names[0]!r}" + (f" (+{len(names) - 1})" if len(names) > 1 else "")
+            for label, names in (("lacks", missing), ("has an unknown", unknown))
+            if names
+        ]
+        raise DataError(f"{where}: {' and '.join(parts)}; the weights are of another model")
+    for name, tensor in expected.items():
+        if tensor.shape != found[name].shape:
+            raise DataError(f"{where}: tensor {name!r} has shape {tuple(found[name].shape)}, the model has {tuple(tensor.shape)}")
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors, no two sharing memory: what safetensors can write. Copies only where it must."""
+    result: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        storage = plain.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != plain.numel() * plain.element_size():
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        result[name] = plain
+    return result
+
+
+def policy_state(objective: Objective, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of the objective's tensors that is its policy, with the policy's own names and dtypes."""
+    own = objective.policy.state_dict()
+    found = {name.removeprefix("policy."): tensor for name, tensor in tensors.items() if name.startswith("policy.")}
+    return {name: tensor.to(own[name].dtype) for name, tensor in found.items()}

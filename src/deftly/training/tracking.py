@@ -1,0 +1,116 @@
+"""What a run tells about itself: `metrics.jsonl`, one JSON object per line.
+
+```
+{"step": 40, "kind": "train", "loss": …, "terms": {…}, "gradient_norm": …, "learning_rate": …, "samples": …, "skipped": 0, "time": {…}}
+{"step": 40, "kind": "validation", "loss": …, "terms": {…}, "is_best": true, "time": {…}}
+```
+`step` is the number of steps done. Numbers of a train line are means over the steps since the one before it. Everything outside of
+`time` (wall-clock seconds) is the same in a resumed run and in one that was never interrupted. A number that is not finite is null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from deftly import storage
+
+METRICS = "metrics.jsonl"
+
+
+class Metrics:
+    """The metrics file of one run. A full disk costs lines, not the run."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        self.path, self.say = path, say
+        self.failed = False
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Append a line; durable only after `sync`, which a checkpoint calls."""
+        try:
+            storage.append_line(self.path, plain(values), durable=False)
+        except OSError as error:
+            storage.mend_lines(self.path)
+            if not self.failed:
+                self.say(f"WARNING: {self.path} cannot be written ({error.strerror}); training goes on without its log")
+            self.failed = True
+
+    def sync(self) -> None:
+        storage.sync_file(self.path)
+
+    def truncate(self, step: int) -> None:
+        """Forget what was logged past `step`: those steps are about to be taken again."""
+        lines = [line for line in storage.read_lines(self.path) if line["step"] <= step]
+        storage.write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def plain(value: Any) -> Any:
+    """The same data with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Running:
+    """Means of each number over the steps since the last line; its state is in checkpoints, so that a resumed log has the same means."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        """The means, and a fresh start."""
+        values = {name: total / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return values
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums, "count": self.count}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.sums, self.count = dict(state["sums"]), state["count"]
+
+
+class TimeSplit:
+    """Where the time goes: `lap(name)` gives everything since the last lap to `name`, so the parts add up to the whole."""
+
+    NAMES = ("data", "forward_backward", "optimizer", "validation", "checkpoint", "other")
+
+    def __init__(self) -> None:
+        self.total: dict[str, float] = dict.fromkeys(self.NAMES, 0.0)
+        self.at_line = dict(self.total)
+        self.last = time.perf_counter()
+
+    def start(self) -> None:
+        """Time from here on counts."""
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.total[name] += now - self.last
+        self.last = now
+
+    def since_line(self) -> dict[str, float]:
+        """Seconds of each part since the last call."""
+        parts = {name: self.total[name] - self.at_line[name] for name in self.NAMES}
+        self.at_line = dict(self.total)
+        return parts
+
+    def elapsed(self) -> float:
+        return sum(self.total.values())
+
+    def state(self) -> dict[str, float]:
+        return dict(self.total)
+
+    def load_state(self, state: dict[str, float]) -> None:
+        self.total = {name: float(state[name]) for name in self.NAMES}
+        self.at_line = dict(self.total)

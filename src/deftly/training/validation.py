@@ -1,0 +1,51 @@
+"""The loss on held-out episodes: the masked mean over all of them, from fixed keys, without a trace in the training state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+
+from deftly.types import Batch, Clock, DataError, Mean, Objective
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every sub-module has its own mode back (a frozen teacher stays in evaluation mode)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@torch.no_grad()
+def validate(
+    objective: Objective, batches: Iterable[Batch], total: int, precision: AbstractContextManager[object], device: torch.device
+) -> tuple[float, dict[str, float]]:
+    """The loss and every term, as means over the valid elements of all batches; raises `DataError` when there is none.
+
+    The clock always stands at the end (`total` of `total`): a term whose weight follows the clock is then the same measure all along.
+    """
+    clock = Clock(total, total)
+    means: dict[str, Mean] = {}
+    weights: dict[str, float] = {}
+    with evaluating(objective), precision:
+        for batch in batches:
+            batch = batch.to(device)
+            counts = objective.counts(batch)
+            terms = objective(batch, clock, counts)
+            for name, term in terms.items():
+                # A term without a count of its own is a plain mean over samples.
+                count = float(counts[name]) if name in counts else float(len(batch))
+                if count:
+                    means[name] = means.get(name, Mean(0.0, 0.0)) + Mean(float(term.value) * count, count)
+                weights[name] = term.weight
+    if not means:
+        raise DataError("validation: no held-out sample has a valid element; give a larger validation_fraction, or set it to 0")
+    values = {name: mean.value for name, mean in means.items()}
+    return sum(weights[name] * value for name, value in values.items() if weights[name]), values
