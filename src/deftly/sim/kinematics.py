@@ -11,6 +11,9 @@ from deftly.sim.robot import JOINT_HIGH, JOINT_HOME, JOINT_LOW, kinematic_xml
 
 DAMPING = 0.02  # in metres and radians: small beside the workspace, large enough that no singular pose makes the joints jump
 MAX_JOINT_STEP = 0.3  # radians in one iteration
+_REGULARIZER = DAMPING**2 * np.eye(6)
+_CLOSE_ENOUGH = 1e-14  # squared error in metres and radians
+_LOW, _HIGH = np.array(JOINT_LOW), np.array(JOINT_HIGH)
 DOWN = np.diag([-1.0, 1.0, -1.0])  # tool x back, y left, z down
 
 
@@ -28,6 +31,7 @@ class Kinematics:
         self._tip = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_SITE, "tip")
         self._jacobian = np.zeros((6, 6))
         self._error = np.zeros(6)
+        self._solution = np.zeros(6)
 
     def forward(self, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tip position [3] in metres and orientation [3, 3] in the base frame."""
@@ -50,12 +54,17 @@ class Kinematics:
             error[3] = -0.5 * (r[7] + r[5])
             error[4] = 0.5 * (r[2] - r[6])
             error[5] = 0.5 * (r[3] + r[1])
+            if error @ error < _CLOSE_ENOUGH:
+                break
             j = self._jacobian
-            step = j.T @ np.linalg.solve(j @ j.T + DAMPING**2 * np.eye(6), error)
-            largest = np.abs(step).max()
+            normal = j @ j.T + _REGULARIZER
+            mujoco.mju_cholFactor(normal, 0.0)
+            mujoco.mju_cholSolve(self._solution, normal, error)
+            step = self._solution @ j
+            largest = max(step.max(), -step.min())
             if largest > MAX_JOINT_STEP:
                 step *= MAX_JOINT_STEP / largest
-            joints = np.clip(joints + step, JOINT_LOW, JOINT_HIGH)
+            joints = np.minimum(np.maximum(joints + step, _LOW), _HIGH)
         return joints
 
     def reach(self, target: np.ndarray, start: np.ndarray | None = None) -> np.ndarray:

@@ -25,42 +25,10 @@ VERBS = dict.fromkeys(("pick", "grab", "lift", "take", "raise", "get", "grasp", 
 TYPE_WORDS = {**{name: name for name in TYPES}, "mug": "cup", "cube": "box", "block": "box", "sphere": "ball", "flask": "bottle"}
 ANY_TYPE = frozenset({"one", "object", "thing", "item"})
 _FILLER = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "up",
-        "of",
-        "off",
-        "from",
-        "on",
-        "table",
-        "please",
-        "could",
-        "can",
-        "would",
-        "will",
-        "you",
-        "me",
-        "for",
-        "to",
-        "it",
-        "hold",
-        "now",
-        "carefully",
-        "gently",
-        "robot",
-        "hey",
-        "and",
-        "just",
-        "that",
-        "this",
-        "there",
-        "is",
-        "with",
-        "your",
-        "gripper",
-    ]
+    (
+        *("a", "an", "the", "up", "of", "off", "from", "on", "table", "please", "could", "can", "would", "will", "you", "me", "for", "to"),
+        *("it", "now", "carefully", "gently", "robot", "hey", "and", "just", "that", "this", "there", "is", "with", "your", "gripper"),
+    )
 )
 MAX_SENTENCE = 400  # characters; instructions come from users and from the network
 

@@ -1,4 +1,4 @@
-"""The simulated robot and table: one compiled model for all episodes, changed through its fields. Knows no tasks, no sentences, no images."""
+"""The simulated robot and table: one compiled model for all episodes, changed through its fields. Knows no tasks and no sentences."""
 
 from __future__ import annotations
 
@@ -19,39 +19,29 @@ HIDDEN_GROUP = 5  # not drawn by default
 MAX_LEAD_M = 0.045  # how far the set-point may run ahead of the tip: a blocked arm does not wind up
 _FINGER_RATE = robot.FINGER_SPEED / robot.RATE_HZ
 _TIP_RATE = robot.TIP_SPEED / robot.RATE_HZ
+_CHANGED = ("geom_size", "geom_pos", "geom_rbound", "geom_rgba", "geom_friction", "geom_contype", "geom_conaffinity", "cam_pos")
 _LIGHT_TILT_DEG, _LIGHT_AZIMUTH_DEG = 30.0, 50.0
 
 
 class Physics:
     """Sets up a scene, moves the arm toward a Cartesian target, and reports poses. Positions in metres in the robot base frame."""
 
-    def __init__(self) -> None:
-        self.model = mujoco.MjModel.from_xml_string(robot.model_xml())
+    def __init__(self, num_slots: int = MAX_OBJECTS) -> None:
+        self.model = mujoco.MjModel.from_xml_string(robot.model_xml(num_slots))
         self.data = mujoco.MjData(self.model)
         self.kinematics = Kinematics()
         self.scene: Scene | None = None
         model = self.model
         self._tip = _id(model, mujoco.mjtObj.mjOBJ_SITE, "tip")
-        self._slots = [_id(model, mujoco.mjtObj.mjOBJ_BODY, f"slot{i}") for i in range(MAX_OBJECTS)]
+        self._slots = [_id(model, mujoco.mjtObj.mjOBJ_BODY, f"slot{i}") for i in range(num_slots)]
         self._qpos = [int(model.jnt_qposadr[model.body_jntadr[body]]) for body in self._slots]
         self._geoms = {
             (i, kind): [g for g in range(model.ngeom) if model.geom(g).name.startswith(f"slot{i}/{kind}/")]
-            for i in range(MAX_OBJECTS)
+            for i in range(num_slots)
             for kind in TYPES
         }
-        self._nominal = {
-            name: np.array(getattr(model, name))
-            for name in (
-                "geom_size",
-                "geom_pos",
-                "geom_rbound",
-                "geom_rgba",
-                "geom_friction",
-                "geom_contype",
-                "geom_conaffinity",
-                "cam_pos",
-            )
-        }
+        self._dark = {g for g in range(model.ngeom) if model.geom(g).name.endswith(("/opening", "/cap"))}
+        self._nominal = {name: np.array(getattr(model, name)) for name in _CHANGED}
         self._ambient = np.array(model.vis.headlight.ambient)
         self._diffuse = np.array(model.light_diffuse[0])
         self._material = np.array([model.mat_specular[0], model.mat_shininess[0]])
@@ -65,7 +55,7 @@ class Physics:
         """Start an episode: objects standing, the tip at `tip` [3], fingers at `opening` (fraction), everything at rest."""
         self.scene = scene
         mujoco.mj_resetData(self.model, self.data)
-        for index in range(MAX_OBJECTS):
+        for index in range(len(self._slots)):
             self._fill_slot(index, appearance)
         self._light(appearance)
         self._cameras(appearance)
@@ -104,7 +94,7 @@ class Physics:
             for name in ("geom_size", "geom_pos", "geom_rbound"):
                 getattr(model, name)[g] = self._nominal[name][g] * scale
             model.geom_friction[g, 0] = self._nominal["geom_friction"][g, 0] * (1.0 + appearance.friction[index])
-            model.geom_rgba[g, :3] = body_colour * 0.22 if model.geom(g).name.endswith(("/opening", "/cap")) else body_colour
+            model.geom_rgba[g, :3] = body_colour * 0.22 if g in self._dark else body_colour
         half = item.yaw / 2
         self.data.qpos[start : start + 7] = (item.x, item.y, item.origin, math.cos(half), 0.0, 0.0, math.sin(half))
 

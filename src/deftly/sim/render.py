@@ -6,9 +6,11 @@ process instead of raising.
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 
 import mujoco
@@ -97,6 +99,8 @@ class Pictures:
         self._gl.make_current()
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        # Registered after the EGL display's own exit hook and therefore run before it: freeing later prints errors.
+        atexit.register(_close, weakref.ref(self))
         self._scene = mujoco.MjvScene(self._model, maxgeom=200)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
@@ -112,6 +116,12 @@ class Pictures:
         mujoco.mjr_readPixels(pixels, None, self._rect, self._context)
         self.drawn += 1
         return np.ascontiguousarray(pixels[::-1])  # OpenGL's first row is the lowest
+
+
+def _close(pictures: weakref.ref[Pictures]) -> None:
+    alive = pictures()
+    if alive is not None:
+        alive.close()
 
 
 class LazyImages(Mapping[str, np.ndarray]):

@@ -8,11 +8,11 @@ along the table's y axis. The tip is the point between the finger pads.
 from __future__ import annotations
 
 from deftly.contract import Camera, Embodiment, Vector
-from deftly.sim.scene import MAX_OBJECTS, SHAPES
+from deftly.sim.scene import SHAPES
 from deftly.types import UsageError
 
 RATE_HZ = 10.0
-TIMESTEP_S = 0.005
+TIMESTEP_S = 0.01
 SERVO_UPDATES = 5  # of the joint set-points in one control step, along a straight line in joint space
 SUBSTEPS = round(1.0 / (RATE_HZ * TIMESTEP_S * SERVO_UPDATES))  # physics steps between two of them
 JOINTS = ("base_yaw", "shoulder", "elbow", "forearm_roll", "wrist_pitch", "tool_roll")
@@ -25,9 +25,9 @@ FINGER_SPEED = 0.15  # metres per second of each finger's set-point
 WORKSPACE_LOW = (0.24, -0.25, 0.015)
 WORKSPACE_HIGH = (0.70, 0.25, 0.34)
 CAMERAS = ("head", "wrist")
-HEAD_POSITION = (0.97, 0.0, 0.56)
-HEAD_LOOK_AT = (0.455, 0.0, 0.045)
-HEAD_FOV_DEG = 45.0
+HEAD_POSITION = (0.88, 0.0, 0.60)
+HEAD_LOOK_AT = (0.465, 0.0, 0.070)
+HEAD_FOV_DEG = 40.0
 WRIST_FOV_DEG = 75.0
 
 
@@ -117,7 +117,7 @@ _DEFAULTS = """
     <default class="visual"><geom contype="0" conaffinity="0" group="1" mass="0"/></default>
     <default class="gripper"><geom contype="2" conaffinity="0" group="1" mass="0" friction="1.2 0.02 0.002" condim="4"/></default>
     <default class="finger"><joint type="slide" range="0 0.045" armature="0.05" damping="2"/></default>
-    <default class="solid"><geom contype="1" conaffinity="3" group="2" friction="1.0 0.01 0.001" condim="4" material="object"/></default>
+    <default class="solid"><geom contype="1" conaffinity="3" group="2" friction="1.0 0.01 0.001" material="object"/></default>
     <default class="detail"><geom contype="0" conaffinity="0" group="2" material="object"/></default>
   </default>
 """
@@ -147,16 +147,16 @@ def _slot_xml(index: int) -> str:
             fromto="{r + 0.018} 0 {h * 0.55} {r + 0.018} 0 {-h * 0.45}" size="0.0045"/>
       <geom name="{s}/cup/handle_bottom" class="detail" type="capsule" fromto="{r} 0 {-h * 0.45} {r + 0.018} 0 {-h * 0.45}" size="0.0045"/>
       <geom name="{s}/box/body" class="solid" type="box" size="{box.width / 2} {box.width / 2} {box.height / 2}"/>
-      <geom name="{s}/ball/body" class="solid" type="sphere" size="{ball.width / 2}" condim="6"/>
+      <geom name="{s}/ball/body" class="solid" type="sphere" size="{ball.width / 2}" condim="6" friction="1.0 0.01 0.008"/>
       <geom name="{s}/bottle/body" class="solid" type="cylinder" size="{bottle.width / 2} 0.043" pos="0 0 {base + 0.043}"/>
       <geom name="{s}/bottle/neck" class="solid" type="cylinder" fromto="0 0 {shoulder} 0 0 {top - 0.012}" size="{neck}"/>
       <geom name="{s}/bottle/cap" class="detail" type="cylinder" fromto="0 0 {top - 0.014} 0 0 {top}" size="{neck * 1.25}"/>
     </body>"""
 
 
-def model_xml() -> str:
-    """The whole world: table, arm, gripper, cameras, light, and MAX_OBJECTS slots that are parked out of sight."""
-    slots = "".join(_slot_xml(i) for i in range(MAX_OBJECTS))
+def model_xml(num_slots: int) -> str:
+    """The whole world: table, arm, gripper, cameras, light, and slots for objects, which are parked out of sight until they are filled."""
+    slots = "".join(_slot_xml(i) for i in range(num_slots))
     arm = _ARM % {"hand": _HAND % {"wrist_fov": WRIST_FOV_DEG}}
     gains = {"base_yaw": 1200, "shoulder": 1500, "elbow": 900, "forearm_roll": 120, "wrist_pitch": 200, "tool_roll": 80}
     servos = "".join(f'<position name="{j}" joint="{j}" kp="{k}" dampratio="1"/>' for j, k in gains.items())
@@ -181,7 +181,7 @@ def model_xml() -> str:
     <light name="lamp" directional="true" pos="0.4 0.3 1.5" dir="-0.2 -0.25 -1" diffuse="0.55 0.55 0.55" specular="0.25 0.25 0.25"
            castshadow="false"/>
     <camera name="head" pos="0.97 0 0.56" xyaxes="0 1 0 -0.7 0 0.7" fovy="{HEAD_FOV_DEG}"/>
-    <geom name="table_contact" type="plane" size="2 2 0.1" contype="2" conaffinity="0" condim="4" friction="1.0 0.01 0.001" group="4"/>
+    <geom name="table_contact" type="plane" size="2 2 0.1" contype="2" conaffinity="0" friction="1.0 0.01 0.001" group="4"/>
     <geom name="table" class="visual" type="box" size="0.42 0.46 0.02" pos="0.40 0 -0.0205" rgba="0.76 0.70 0.62 1"/>
     <geom name="floor" class="visual" type="plane" size="4 4 0.5" pos="0 0 -0.7" rgba="0.45 0.48 0.52 1"/>
     {arm}

@@ -76,7 +76,7 @@ class Tabletop(World):
 
         self.config = config
         self.embodiment = config.embodiment()
-        self.physics = Physics()
+        self.physics = Physics(config.num_objects[1])
         self.horizon = round(config.horizon_s * robot.RATE_HZ)  # control steps
         self._cameras = config.cameras if render else ()
         self._pictures: Any = None

@@ -1,0 +1,157 @@
+"""Independent jobs over worker processes, as an iterator of results in the order of the jobs. Knows nothing of worlds and policies."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from deftly.types import DataError, UsageError
+
+IN_FLIGHT = 2  # jobs per worker that are queued or finished and not yet taken: bounds memory when the consumer is slow
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without an answer."""
+
+
+class JobFailed(RuntimeError):
+    """A job raised; the message names the job, the cause holds the worker's traceback."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of a worker, as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    kind: str
+    message: str
+    trace: str
+    exit_class: type[UsageError] | None
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def run(
+    make: Callable[[], Callable[[Job], Result]],
+    jobs: Iterable[Job],
+    *,
+    workers: int = 0,
+    name: Callable[[Job], str] = str,
+    threads: int = 1,
+) -> Iterator[Result]:
+    """Results of `make()(job)` for each job, in order; `make` runs once in each process, so that a world or a policy is built once.
+
+    `workers=0` runs everything in this process, with the same results. `make`, the jobs and the results must be picklable when there are
+    workers, which are spawned: the calling script needs `if __name__ == "__main__"`. Each process uses `threads` torch threads.
+
+    Raises:
+        UsageError: a job raised one; the job's name stands in front of its message.
+        JobFailed: a job, or `make`, raised anything else.
+        WorkerDied: a worker was killed. Results of earlier jobs have been yielded, nothing hangs.
+    """
+    if workers < 0:
+        raise UsageError(f"the number of workers must be 0 or more, got {workers}")
+    return _run_here(make, jobs, name, threads) if workers == 0 else _run_spawned(make, jobs, workers, name, threads)
+
+
+def _run_here(make: Callable[[], Callable[[Any], Any]], jobs: Iterable[Any], name: Callable[[Any], str], threads: int) -> Iterator[Any]:
+    function: Callable[[Any], Any] | None = None
+    for job in jobs:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)  # only while the job runs: the consumer may be training
+        try:
+            function = function or make()
+            result = function(job)
+        except Exception as error:
+            raise _named(name(job), _failure(error)) from error
+        finally:
+            torch.set_num_threads(before)
+        yield result
+
+
+def _run_spawned(
+    make: Callable[[], Callable[[Any], Any]], jobs: Iterable[Any], workers: int, name: Callable[[Any], str], threads: int
+) -> Iterator[Any]:
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(make, threads)
+    )
+    remaining = iter(jobs)
+    waiting: collections.deque[tuple[Any, concurrent.futures.Future]] = collections.deque()
+    try:
+        while True:
+            for job in itertools.islice(remaining, workers * IN_FLIGHT - len(waiting)):
+                waiting.append((job, pool.submit(_work, job)))
+            if not waiting:
+                return
+            job, future = waiting.popleft()
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                raise
+            except Exception as error:  # the job or its result could not be pickled
+                raise _named(name(job), _failure(error)) from error
+            if isinstance(result, _Failure):
+                raise _named(name(job), result) from RemoteTraceback(result.trace)
+            yield result
+    except BrokenProcessPool:
+        raise WorkerDied(
+            f"a worker process died while {name(job)} was waited for: it was killed, ran out of memory, or could not start "
+            '(a script that spawns workers needs `if __name__ == "__main__"`)'
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_make: Callable[[], Callable[[Any], Any]] | None = None
+_function: Callable[[Any], Any] | None = None
+
+
+def _start_worker(make: Callable[[], Callable[[Any], Any]], threads: int) -> None:
+    global _make
+    _make = make
+    torch.set_num_threads(threads)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A killed parent cannot stop its workers, and they hold both ends of the job queue: without this they would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(job: Any) -> Any:
+    global _function
+    try:
+        assert _make is not None
+        if _function is None:
+            _function = _make()
+        return _function(job)
+    except Exception as error:  # sent as text: not every exception survives pickling
+        return _failure(error)
+
+
+def _failure(error: Exception) -> _Failure:
+    exit_class = DataError if isinstance(error, DataError) else UsageError if isinstance(error, UsageError) else None
+    return _Failure(type(error).__name__, str(error), traceback.format_exc(), exit_class)
+
+
+def _named(job: str, failure: _Failure) -> Exception:
+    if failure.exit_class is not None:
+        return failure.exit_class(f"{job}: {failure.message}")
+    return JobFailed(f"{job}: {failure.kind}: {failure.message}")
