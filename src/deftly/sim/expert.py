@@ -18,7 +18,7 @@ from deftly.sim.scene import SHAPES
 from deftly.sim.tabletop import Tabletop
 
 HOVER_Z = 0.17  # tip height from which it descends, above the tallest object, metres
-LIFT_Z = 0.26
+LIFT_Z = 0.22
 OPEN, CLOSED = 0.0, 1.0
 DESCEND_XY = 0.014  # start going down when this near in x and y
 GRASP_XY, GRASP_Z = 0.018, 0.012  # close when this near to the grasp point

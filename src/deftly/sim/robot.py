@@ -60,28 +60,28 @@ _ARM = """
       <geom class="visual" type="cylinder" size="0.075 0.06" pos="0 0 0.06" rgba="0.25 0.26 0.29 1"/>
       <body name="link1" pos="0 0 0.12" gravcomp="1">
         <inertial pos="0 0 0.08" mass="1" diaginertia="0.004 0.004 0.003"/>
-        <joint name="base_yaw" axis="0 0 1" range="-2.8 2.8"/>
+        <joint name="base_yaw" class="arm" axis="0 0 1" range="-2.8 2.8"/>
         <geom class="visual" type="cylinder" size="0.055 0.08" pos="0 0 0.07" rgba="0.90 0.90 0.92 1"/>
         <body name="link2" pos="0 0 0.18" gravcomp="1">
           <inertial pos="0 0 0.21" mass="0.8" diaginertia="0.012 0.012 0.001"/>
-          <joint name="shoulder" axis="0 1 0" range="-1.6 1.9"/>
+          <joint name="shoulder" class="arm" axis="0 1 0" range="-1.6 1.9"/>
           <geom class="visual" type="capsule" fromto="0 -0.05 0 0 0.05 0" size="0.052" rgba="0.25 0.26 0.29 1"/>
           <geom class="visual" type="capsule" fromto="0 0 0.04 0 0 0.40" size="0.040" rgba="0.90 0.90 0.92 1"/>
           <body name="link3" pos="0 0 0.42" gravcomp="1">
             <inertial pos="0 0 0.2" mass="0.6" diaginertia="0.008 0.008 0.0006"/>
-            <joint name="elbow" axis="0 1 0" range="-0.1 2.8"/>
+            <joint name="elbow" class="arm" axis="0 1 0" range="-0.1 2.8"/>
             <geom class="visual" type="capsule" fromto="0 -0.04 0 0 0.04 0" size="0.043" rgba="0.25 0.26 0.29 1"/>
             <geom class="visual" type="capsule" fromto="0 0 0.04 0 0 0.38" size="0.032" rgba="0.90 0.90 0.92 1"/>
             <body name="link4" pos="0 0 0.42" gravcomp="1">
               <inertial pos="0 0 0" mass="0.3" diaginertia="0.0006 0.0006 0.0004"/>
-              <joint name="forearm_roll" axis="0 0 1" range="-2.8 2.8"/>
+              <joint name="forearm_roll" class="arm" axis="0 0 1" range="-2.8 2.8"/>
               <body name="link5" gravcomp="1">
                 <inertial pos="0 0 0.03" mass="0.2" diaginertia="0.0003 0.0003 0.0002"/>
-                <joint name="wrist_pitch" axis="0 1 0" range="-0.3 3.0"/>
+                <joint name="wrist_pitch" class="arm" axis="0 1 0" range="-0.3 3.0"/>
                 <geom class="visual" type="capsule" fromto="0 -0.025 0 0 0.025 0" size="0.034" rgba="0.25 0.26 0.29 1"/>
                 <body name="hand" pos="0 0 0.19" gravcomp="1">
                   <inertial pos="0 0 -0.1" mass="0.3" diaginertia="0.0006 0.0004 0.0005"/>
-                  <joint name="tool_roll" axis="0 0 1" range="-3.1 3.1"/>
+                  <joint name="tool_roll" class="arm" axis="0 0 1" range="-3.1 3.1"/>
                   <site name="tip" size="0.005" group="4"/>
                   %(hand)s
                 </body>
@@ -113,10 +113,10 @@ _HAND = """
 
 _DEFAULTS = """
   <default>
-    <joint armature="0.02" damping="0.1" limited="true"/>
+    <default class="arm"><joint armature="0.02" damping="0.1" limited="true"/></default>
     <default class="visual"><geom contype="0" conaffinity="0" group="1" mass="0"/></default>
     <default class="gripper"><geom contype="2" conaffinity="0" group="1" mass="0" friction="1.2 0.02 0.002" condim="4"/></default>
-    <default class="finger"><joint type="slide" range="0 0.045" armature="0.05" damping="2"/></default>
+    <default class="finger"><joint type="slide" limited="true" range="0 0.045" armature="0.05" damping="2"/></default>
     <default class="solid"><geom contype="1" conaffinity="3" group="2" friction="1.0 0.01 0.001" material="object"/></default>
     <default class="detail"><geom contype="0" conaffinity="0" group="2" material="object"/></default>
   </default>
@@ -136,10 +136,11 @@ def _slot_xml(index: int) -> str:
     r, h = cup.width / 2, cup.height / 2
     base, top = -bottle.origin, bottle.height - bottle.origin
     shoulder, neck = base + 0.086, bottle.width * 0.22
+    # The free joint's damping brakes rolling and spinning; at the speeds of a fall it takes away nothing that counts.
     return f"""
     <body name="{s}" pos="{index} 0 5" gravcomp="1">
       <inertial pos="0 0 -0.01" mass="0.08" diaginertia="0.00003 0.00003 0.00003"/>
-      <freejoint name="{s}"/>
+      <joint name="{s}" type="free" damping="0.0002"/>
       <geom name="{s}/cup/body" class="solid" type="cylinder" size="{r} {h}"/>
       <geom name="{s}/cup/opening" class="detail" type="cylinder" size="{r * 0.82} 0.001" pos="0 0 {h}"/>
       <geom name="{s}/cup/handle_top" class="detail" type="capsule" fromto="{r} 0 {h * 0.55} {r + 0.018} 0 {h * 0.55}" size="0.0045"/>
