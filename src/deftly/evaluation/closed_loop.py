@@ -1,0 +1,255 @@
+"""A policy beside its baselines on scenes that nobody has demonstrated: plan first, then episodes, then a summary.
+
+    plan.json        before the first episode: policy, world, seed, episodes, versions, and the hash of it all
+    episodes.jsonl   while it runs: one row for each (arm, episode); killed and started again, no episode is played twice
+    summary.json     after: a pure function of the two
+    videos/          a few successes and failures of the policy
+
+The initial state is a function of (seed, episode), the same for every arm. Rows do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from deftly import storage
+from deftly.contract import Embodiment
+from deftly.evaluation.baselines import ARMS, BASELINES, POLICY, actor_of, check_baselines, needs_rendering, sentence_of
+from deftly.evaluation.plan import EPISODES, VIDEOS, Plan, versions, write_or_match
+from deftly.evaluation.statistics import Proportion
+from deftly.evaluation.summary import Row, read_rows, write_summary
+from deftly.evaluation.videos import VIDEO_SIZE, Recorded, replay, write_mp4
+from deftly.evaluation.workers import Died, run_jobs
+from deftly.progress import Progress
+from deftly.rollout import Actor, Episode, rollout
+from deftly.types import UsageError, World
+
+_ORDER = (POLICY, "deaf", "blind", "random", "no_op")  # the headline first
+
+
+class WorldConfig(Protocol):
+    """A config that builds a world; without rendering its observations have no images."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def build(self, *, render: bool = True) -> World: ...
+
+
+class JudgedAgent(Actor, Protocol):
+    """What an evaluation asks of `deftly.agent.Agent`."""
+
+    def check(self, embodiment: Embodiment) -> None: ...
+
+
+Load = Callable[[Path], JudgedAgent]
+
+
+def load_agent(path: Path) -> JudgedAgent:
+    from deftly import agent
+
+    return agent.load(path)
+
+
+class Job(NamedTuple):
+    """One episode of one arm; with `video` it is played again and drawn to that file."""
+
+    arm: str
+    episode: int
+    video: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process needs to know to play any job."""
+
+    policy: Path
+    world: Any  # a WorldConfig
+    plan: Plan
+    load: Load
+
+
+def evaluate(
+    policy: Path,
+    world: WorldConfig,
+    directory: Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    workers: int | None = None,
+    baselines: tuple[str, ...] = BASELINES,
+    videos: int = 3,
+    training_seeds: frozenset[int] = frozenset(),
+    load: Load = load_agent,
+) -> dict[str, Any]:
+    """Measure the policy in a policy directory (its `manifest.json` names its files) and return the summary.
+
+    Args:
+        directory: where plan, episodes, summary and videos go. One that already holds this evaluation is continued.
+        workers: processes; 0 plays in this one; None takes one for each CPU core.
+        videos: how many of the first successes, and of the first failures, are drawn.
+        training_seeds: of the demonstrated scenes, where they are known: no evaluation scene may be among them.
+
+    Raises:
+        UsageError: another evaluation is in `directory`; a baseline that does not exist or cannot act in this world.
+        DataError: the policy's contract does not match the world; rows or plan were edited; scenes are shared with training.
+    """
+    if workers is not None and workers < 0:
+        raise UsageError(f"workers is {workers}; give 0 or more")
+    plan = Plan.parse(
+        {
+            "policy": storage.sha256(policy / storage.MANIFEST),
+            "world": world.to_dict(),
+            "episodes": episodes,
+            "seed": seed,
+            "baselines": check_baselines(baselines),
+            "versions": versions(),
+        },
+        where="evaluate",
+    )
+    plan.check_disjoint(training_seeds)
+    check_fit(load(policy), world, plan.baselines)
+    task = Task(policy, world, plan, load)
+    count = cores() if workers is None else workers
+    threads = torch.get_num_threads()
+    try:
+        with locked(directory):
+            write_or_match(plan, directory)
+            storage.mend_lines(directory / EPISODES)
+            play_missing(task, directory, count)
+            summary = write_summary(directory)
+            draw(task, directory, videos, count)
+    finally:
+        torch.set_num_threads(threads)  # with 0 workers the episodes were played in this process, on one thread
+    return summary
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def check_fit(agent: JudgedAgent, world: WorldConfig, baselines: tuple[str, ...]) -> None:
+    """Refuse, before any episode, a world that the policy was not made for and baselines that cannot act in it."""
+    blank = world.build(render=False)
+    try:
+        agent.check(blank.embodiment)
+        for arm in baselines:
+            actor_of(arm, agent, blank)
+    finally:
+        blank.close()
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One evaluation at a time in a directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{directory}: another process is evaluating here; wait for it, or use another --name") from None
+        yield
+
+
+# Playing --------------------------------------------------------------------------------------------------------------------------------
+
+
+def play_missing(task: Task, directory: Path, workers: int) -> None:
+    """Play the episodes of the plan that have no row yet; each row is on disk before the next one is waited for."""
+    done = set(read_rows(task.plan, directory))
+    jobs = [Job(arm, episode) for arm in _ORDER for episode in range(task.plan.episodes) if (arm, episode) in set(task.plan.jobs()) - done]
+    if not jobs:
+        return
+    scores = {arm: [0, 0] for arm in ARMS}
+    with Progress("evaluate", len(jobs), "episodes") as progress:
+        for job, found in run_jobs(partial(Bench, task), jobs, workers):
+            row = row_of(task.plan, job, lost(task.plan, job, found) if isinstance(found, Died) else found)
+            storage.append_line(directory / EPISODES, row)
+            scores[job.arm][0] += row["success"]
+            scores[job.arm][1] += 1
+            progress.advance(note="  ".join(f"{arm} {Proportion(*score)}" for arm, score in scores.items() if score[1] and arm == job.arm))
+
+
+def row_of(plan: Plan, job: Job, episode: Episode) -> Row:
+    """One line of `episodes.jsonl`."""
+    return {"arm": job.arm, "episode": job.episode, "policy": plan.policy, **episode.to_dict()}
+
+
+def lost(plan: Plan, job: Job, died: Died) -> Episode:
+    """An episode that took its process down: a failure, and marked as such."""
+    return Episode(
+        seed=plan.episode_seed(job.episode),
+        state_hash="",
+        instruction="",
+        told="",
+        outcome="crashed",
+        success=False,
+        obeyed=False if job.arm == "deaf" else None,
+        error=died.reason,
+    )
+
+
+class Bench:
+    """What lives in a process: one agent, and one world with pictures and one without, used for one job after the other."""
+
+    def __init__(self, task: Task) -> None:
+        torch.set_num_threads(1)  # the processes share the cores; and sums do not depend on how many threads add them
+        self._task = task
+        self._agent = task.load(task.policy)
+        self._worlds: dict[bool, World] = {}
+
+    def __call__(self, job: Job) -> Episode:
+        """Play a job. A world that crashed is not used again."""
+        rendered = needs_rendering(job.arm)
+        if rendered not in self._worlds:
+            self._worlds[rendered] = self._task.world.build(render=rendered)
+        world = self._worlds[rendered]
+        actor = Recorded(actor_of(job.arm, self._agent, world))
+        seed = self._task.plan.episode_seed(job.episode)
+        episode = rollout(actor, world, seed, sentence=sentence_of(job.arm))
+        if episode.outcome == "crashed":
+            self._worlds.pop(rendered)
+        if job.video is not None and episode.outcome != "crashed":
+            stage = larger(self._task.world).build(render=True)
+            write_mp4(job.video, replay(stage, seed, actor.actions), world.embodiment.rate_hz)
+            stage.close()
+        return episode
+
+
+# Drawing --------------------------------------------------------------------------------------------------------------------------------
+
+
+def larger(world: Any) -> Any:
+    """The same world with pictures made for people, where its config has a picture size."""
+    values = world.to_dict()
+    return world.replace(image_size=max(VIDEO_SIZE, values["image_size"])) if "image_size" in values else world
+
+
+def draw(task: Task, directory: Path, videos: int, workers: int) -> None:
+    """Draw the first successes and the first failures of the policy that are not drawn yet."""
+    rows = read_rows(task.plan, directory)
+    policy = [rows[POLICY, episode] for episode in range(task.plan.episodes)]
+    played = [row for row in policy if row["outcome"] != "crashed" and not row["success_at_reset"]]
+    chosen = [row for wanted in (True, False) for row in [row for row in played if row["success"] is wanted][:videos]]
+    jobs = [Job(POLICY, row["episode"], video_path(directory, row)) for row in chosen]
+    jobs = [job for job in jobs if job.video is not None and not job.video.exists()]
+    if not jobs:
+        return
+    with Progress("draw", len(jobs), "videos") as progress:
+        for _ in run_jobs(partial(Bench, task), jobs, min(workers, len(jobs))):
+            progress.advance()
+
+
+def video_path(directory: Path, row: Row) -> Path:
+    """Where the video of a row of the policy is; its name says what it shows."""
+    return directory / VIDEOS / f"episode-{row['episode']:04d}-{row['outcome']}.mp4"
