@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 import mujoco
 import numpy as np
 
-REMEDY = "apt-get install -y libegl1 libopengl0 libgl1 (software rendering: also libgl1-mesa-dri), and set MUJOCO_GL=egl"
+from deftly.types import UsageError
+
+REMEDY = "apt-get install -y libegl1 libopengl0 libgl1-mesa-dri"
 _PROBED = "DEFTLY_RENDERING_WORKS"  # in the environment, so that worker processes do not probe again
 _PROBE = """
 import mujoco
@@ -27,7 +29,7 @@ renderer.render()
 """
 
 
-class RenderingUnavailable(RuntimeError):
+class RenderingUnavailable(UsageError):
     """This machine cannot draw; the message says why and what to install."""
 
 

@@ -61,24 +61,24 @@ _ARM = """
       <body name="link1" pos="0 0 0.12" gravcomp="1">
         <inertial pos="0 0 0.08" mass="1" diaginertia="0.004 0.004 0.003"/>
         <joint name="base_yaw" class="arm" axis="0 0 1" range="-2.8 2.8"/>
-        <geom class="visual" type="cylinder" size="0.055 0.08" pos="0 0 0.07" rgba="0.90 0.90 0.92 1"/>
+        <geom class="visual" type="box" size="0.05 0.05 0.08" pos="0 0 0.07" rgba="0.90 0.90 0.92 1"/>
         <body name="link2" pos="0 0 0.18" gravcomp="1">
           <inertial pos="0 0 0.21" mass="0.8" diaginertia="0.012 0.012 0.001"/>
           <joint name="shoulder" class="arm" axis="0 1 0" range="-1.6 1.9"/>
-          <geom class="visual" type="capsule" fromto="0 -0.05 0 0 0.05 0" size="0.052" rgba="0.25 0.26 0.29 1"/>
-          <geom class="visual" type="capsule" fromto="0 0 0.04 0 0 0.40" size="0.040" rgba="0.90 0.90 0.92 1"/>
+          <geom class="visual" type="cylinder" fromto="0 -0.075 0 0 0.075 0" size="0.055" rgba="0.25 0.26 0.29 1"/>
+          <geom class="visual" type="box" size="0.036 0.040 0.18" pos="0 0 0.22" rgba="0.90 0.90 0.92 1"/>
           <body name="link3" pos="0 0 0.42" gravcomp="1">
             <inertial pos="0 0 0.2" mass="0.6" diaginertia="0.008 0.008 0.0006"/>
             <joint name="elbow" class="arm" axis="0 1 0" range="-0.1 2.8"/>
-            <geom class="visual" type="capsule" fromto="0 -0.04 0 0 0.04 0" size="0.043" rgba="0.25 0.26 0.29 1"/>
-            <geom class="visual" type="capsule" fromto="0 0 0.04 0 0 0.38" size="0.032" rgba="0.90 0.90 0.92 1"/>
+            <geom class="visual" type="cylinder" fromto="0 -0.06 0 0 0.06 0" size="0.046" rgba="0.25 0.26 0.29 1"/>
+            <geom class="visual" type="box" size="0.029 0.032 0.17" pos="0 0 0.21" rgba="0.90 0.90 0.92 1"/>
             <body name="link4" pos="0 0 0.42" gravcomp="1">
               <inertial pos="0 0 0" mass="0.3" diaginertia="0.0006 0.0006 0.0004"/>
               <joint name="forearm_roll" class="arm" axis="0 0 1" range="-2.8 2.8"/>
               <body name="link5" gravcomp="1">
                 <inertial pos="0 0 0.03" mass="0.2" diaginertia="0.0003 0.0003 0.0002"/>
                 <joint name="wrist_pitch" class="arm" axis="0 1 0" range="-0.3 3.0"/>
-                <geom class="visual" type="capsule" fromto="0 -0.025 0 0 0.025 0" size="0.034" rgba="0.25 0.26 0.29 1"/>
+                <geom class="visual" type="cylinder" fromto="0 -0.042 0 0 0.042 0" size="0.038" rgba="0.25 0.26 0.29 1"/>
                 <body name="hand" pos="0 0 0.19" gravcomp="1">
                   <inertial pos="0 0 -0.1" mass="0.3" diaginertia="0.0006 0.0004 0.0005"/>
                   <joint name="tool_roll" class="arm" axis="0 0 1" range="-3.1 3.1"/>
@@ -96,7 +96,7 @@ _ARM = """
 # The hand's frame is the tip's: z points out of the gripper, so that the palm is at negative z. The fingers are dark, to stand out against
 # the table and every object in the wrist image.
 _HAND = """
-                  <geom class="visual" type="cylinder" fromto="0 0 -0.19 0 0 -0.11" size="0.026" rgba="0.90 0.90 0.92 1"/>
+                  <geom class="visual" type="box" size="0.024 0.026 0.04" pos="0 0 -0.15" rgba="0.90 0.90 0.92 1"/>
                   <geom name="palm" class="gripper" type="box" size="0.022 0.058 0.014" pos="0 0 -0.100" rgba="0.32 0.33 0.37 1"/>
                   <camera name="wrist" pos="-0.075 0 -0.105" xyaxes="0 1 0 0.81 0 -0.58" fovy="%(wrist_fov)s"/>
                   <body name="finger_left" pos="0 0.006 -0.038" gravcomp="1">
@@ -142,11 +142,10 @@ def _slot_xml(index: int) -> str:
       <inertial pos="0 0 -0.01" mass="0.08" diaginertia="0.00003 0.00003 0.00003"/>
       <joint name="{s}" type="free" damping="0.0002"/>
       <geom name="{s}/cup/body" class="solid" type="cylinder" size="{r} {h}"/>
-      <geom name="{s}/cup/opening" class="detail" type="cylinder" size="{r * 0.82} 0.001" pos="0 0 {h}"/>
-      <geom name="{s}/cup/handle_top" class="detail" type="capsule" fromto="{r} 0 {h * 0.55} {r + 0.018} 0 {h * 0.55}" size="0.0045"/>
-      <geom name="{s}/cup/handle_side" class="detail" type="capsule"
-            fromto="{r + 0.018} 0 {h * 0.55} {r + 0.018} 0 {-h * 0.45}" size="0.0045"/>
-      <geom name="{s}/cup/handle_bottom" class="detail" type="capsule" fromto="{r} 0 {-h * 0.45} {r + 0.018} 0 {-h * 0.45}" size="0.0045"/>
+      <geom name="{s}/cup/opening" class="detail" type="ellipsoid" size="{r * 0.82} {r * 0.82} 0.0015" pos="0 0 {h}"/>
+      <geom name="{s}/cup/handle_top" class="detail" type="box" size="0.010 0.0045 0.0045" pos="{r + 0.010} 0 {h * 0.6}"/>
+      <geom name="{s}/cup/handle_side" class="detail" type="box" size="0.0045 0.0045 {h * 0.6}" pos="{r + 0.0195} 0 {h * 0.05}"/>
+      <geom name="{s}/cup/handle_bottom" class="detail" type="box" size="0.010 0.0045 0.0045" pos="{r + 0.010} 0 {-h * 0.5}"/>
       <geom name="{s}/box/body" class="solid" type="box" size="{box.width / 2} {box.width / 2} {box.height / 2}"/>
       <geom name="{s}/ball/body" class="solid" type="sphere" size="{ball.width / 2}" condim="6" friction="1.0 0.01 0.008"/>
       <geom name="{s}/bottle/body" class="solid" type="cylinder" size="{bottle.width / 2} 0.043" pos="0 0 {base + 0.043}"/>
@@ -171,7 +170,7 @@ def model_xml(num_slots: int) -> str:
   </option>
   <visual>
     <global offwidth="640" offheight="640"/>
-    <quality offsamples="0" shadowsize="0" numslices="20" numstacks="10" numquads="1"/>
+    <quality offsamples="0" shadowsize="0" numslices="16" numstacks="6" numquads="1"/>
     <map znear="0.02" zfar="6"/>
     <headlight ambient="0.36 0.36 0.36" diffuse="0.22 0.22 0.22" specular="0 0 0"/>
   </visual>
