@@ -35,7 +35,7 @@ class RenderingUnavailable(UsageError):
 
 def probe(timeout_s: float = 60.0) -> None:
     """Draws one frame in a subprocess; raises `RenderingUnavailable` in one line when that fails. Remembered in the environment."""
-    backend = os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform.startswith("linux") else "glfw")
+    backend = os.environ.get("MUJOCO_GL", "glfw")
     if os.environ.get(_PROBED) == backend:
         return
     try:
