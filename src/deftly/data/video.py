@@ -1,0 +1,280 @@
+"""Frames into mp4 files and back, through PyAV. A frame's time is its place in the file / fps, exactly.
+
+Encoding is h264 with one thread and a fixed preset: the same frames give the same bytes on one machine. Clips that somebody else encoded
+are copied packet by packet where their times lie on the frame grid, which loses nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
+
+from deftly.types import DataError
+
+# crf 18 is visually lossless; every second frame is a key frame, so that a random frame costs at most two decodes. No B-frames: then
+# packets leave the encoder in the order of their times.
+ENCODER_OPTIONS = {"crf": "18", "preset": "veryfast", "g": "2", "bf": "0"}
+TOLERANCE_S = 1e-4  # between the time asked for and the time of the frame
+SEEK_GAP = 12  # frames apart at which seeking is cheaper than decoding on
+
+
+@dataclass(frozen=True, slots=True)
+class VideoClip:
+    """One episode of one camera in a file of its own, from time 0."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInfo:
+    """What decides whether clips can share a file, and whether their packets can be copied at all."""
+
+    codec: str
+    extradata: bytes
+    height: int
+    width: int
+    pix_fmt: str
+    time_base: Fraction
+    num_frames: int
+    on_grid: bool  # frame i is at exactly i / fps and the first one is a key frame
+
+    def fits(self, other: ClipInfo) -> bool:
+        """Whether the packets of both can follow each other in one stream."""
+        names = ("codec", "extradata", "height", "width", "pix_fmt", "time_base")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+def probe(path: Path, fps: float) -> ClipInfo:
+    """Read a clip's parameters and packet times without decoding it; a `DataError` when it is no video or holds no frames."""
+    with _open(path) as container:
+        stream = _stream(container, path)
+        context = stream.codec_context
+        times, keys = [], []
+        try:
+            for packet in container.demux(stream):
+                if packet.size and packet.pts is not None:
+                    times.append(packet.pts)
+                    keys.append(packet.is_keyframe)
+        except FFmpegError as error:
+            raise _broken(path, error) from None
+        if not times or stream.time_base is None:
+            raise DataError(f"{path}: the video holds no frames; the file is truncated or not a video")
+        tick = 1 / (Fraction(fps).limit_denominator(100_000) * stream.time_base)
+        grid = keys[0] and tick.denominator == 1 and sorted(times) == [i * tick.numerator for i in range(len(times))]
+        # The decoder is an implementation (libdav1d); the name that belongs into metadata is the format's.
+        name = {"libdav1d": "av1", "libaom-av1": "av1"}.get(context.name, str(context.codec.canonical_name))
+        return ClipInfo(
+            codec=name,
+            extradata=bytes(context.extradata or b""),
+            height=context.height,
+            width=context.width,
+            pix_fmt=str(context.pix_fmt),
+            time_base=stream.time_base,
+            num_frames=len(times),
+            on_grid=grid,
+        )
+
+
+class VideoWriter:
+    """One mp4 file, either of frames that are encoded here or of copied clips; episodes follow each other on the frame grid.
+
+    `with VideoWriter(path, fps, 96, 96) as video: start = video.add_frames(frames)`.
+    """
+
+    def __init__(self, path: Path, fps: int, height: int, width: int, like: VideoClip | None = None) -> None:
+        """`like` makes it a file of copied packets with that clip's parameters."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.fps, self.height, self.width = path, fps, height, width
+        self.num_frames = 0
+        self.info = None if like is None else probe(like.path, fps)
+        self._container: Any = av.open(str(path), "w", format="mp4")
+        if like is None:
+            self._stream = self._container.add_stream("libx264", rate=fps, options=ENCODER_OPTIONS)
+            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+            self._stream.codec_context.time_base = Fraction(1, fps)
+            self._stream.codec_context.thread_count = 1
+        else:
+            with _open(like.path) as source:
+                self._stream = self._container.add_stream_from_template(_stream(source, like.path), opaque=True)
+
+    def add_frames(self, frames: Iterable[np.ndarray]) -> int:
+        """Append frames uint8 [h w 3], or an array [n h w 3] of them; returns the place in the file of the first one."""
+        if self.info is not None:
+            raise ValueError("this file holds copied packets: frames cannot follow them")
+        start = self.num_frames
+        for pixels in frames:
+            if pixels.dtype != np.uint8 or pixels.shape != (self.height, self.width, 3):
+                expected = f"uint8 frames of {self.height} x {self.width} x 3"
+                raise ValueError(f"{self.path}: expected {expected}, got {pixels.dtype} {list(pixels.shape)}")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = self.num_frames, Fraction(1, self.fps)
+            self._container.mux(self._stream.encode(frame))
+            self.num_frames += 1
+        return start
+
+    def add_clip(self, clip: VideoClip) -> int:
+        """Append the packets of a clip unchanged; returns the place in the file of its first frame."""
+        info = probe(clip.path, self.fps)
+        if self.info is None or not info.on_grid or not info.fits(self.info):
+            raise ValueError(f"{clip.path}: its packets cannot be copied into this file")
+        start = self.num_frames
+        shift = int(start / (self.fps * info.time_base))
+        with _open(clip.path) as source:
+            for packet in source.demux(_stream(source, clip.path)):
+                if packet.size == 0 or packet.pts is None or packet.dts is None:
+                    continue
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = self._stream
+                self._container.mux(packet)
+        self.num_frames += info.num_frames
+        return start
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk so far."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def describe(self) -> dict[str, Any]:
+        """The `info` of a video feature."""
+        return {
+            "video.height": self.height,
+            "video.width": self.width,
+            "video.codec": "h264" if self.info is None else self.info.codec,
+            "video.pix_fmt": "yuv420p" if self.info is None else self.info.pix_fmt,
+            "video.is_depth_map": False,
+            "video.fps": self.fps,
+            "video.channels": 3,
+            "has_audio": False,
+        }
+
+    def close(self) -> None:
+        """Flush the encoder and write the index without which the file cannot be read."""
+        if self.info is None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._container.close()
+
+
+def decode(path: Path, start_s: float, fps: float, indices: np.ndarray, height: int, width: int, where: str = "") -> np.ndarray:
+    """Frames at times `start_s + index / fps` as uint8 [n h w 3] in the order of `indices`, which may repeat.
+
+    Raises a one-line `DataError` when the file is broken, holds other sizes, or has no frame within `TOLERANCE_S` of a time.
+    """
+    wanted = np.unique(np.asarray(indices, dtype=np.int64))
+    frames = np.zeros((len(wanted), height, width, 3), dtype=np.uint8)
+    label = where or str(path)
+    with _open(path) as container:
+        stream = _stream(container, path)
+        stream.thread_type = "NONE"  # who decodes much does so in many processes
+        reformatter = VideoReformatter()
+        for run in _runs(wanted):
+            found = 0
+            for place, frame in _matching(container, stream, start_s, fps, wanted[run], path):
+                if (frame.height, frame.width) != (height, width):
+                    raise DataError(f"{label}: frames are {frame.height} x {frame.width}, info.json says {height} x {width}")
+                frames[run.start + place] = reformatter.reformat(frame, format="rgb24").to_ndarray()
+                found += 1
+            if found != run.stop - run.start:
+                times = f"{start_s + wanted[run.start] / fps:.4f}..{start_s + wanted[run.stop - 1] / fps:.4f} s"
+                raise DataError(
+                    f"{label}: {path} has frames for {found} of {run.stop - run.start} times in {times} (tolerance {TOLERANCE_S} s); "
+                    "the video is truncated or its frames are not at frame / fps"
+                )
+    return frames[np.searchsorted(wanted, indices)]
+
+
+def _runs(wanted: np.ndarray) -> list[slice]:
+    """Stretches of indices that are decoded after one seek."""
+    if not len(wanted):
+        return []
+    cuts = np.flatnonzero(np.diff(wanted) > SEEK_GAP) + 1
+    edges = [0, *cuts.tolist(), len(wanted)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def _matching(
+    container: Any, stream: Any, start_s: float, fps: float, wanted: np.ndarray, path: Path
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """(place in `wanted`, frame) for the frames nearest to the wanted times."""
+    base = float(stream.time_base)
+    places = {int(index): i for i, index in enumerate(wanted)}
+    last = start_s + wanted[-1] / fps + TOLERANCE_S
+    try:
+        container.seek(max(0, int((start_s + wanted[0] / fps) / base - 0.5 / (fps * base))), stream=stream, backward=True)
+        for frame in container.decode(stream):
+            if frame.pts is None:
+                continue
+            time = frame.pts * base
+            index = round((time - start_s) * fps)
+            if index in places and abs(time - start_s - index / fps) <= TOLERANCE_S:
+                yield places.pop(index), frame
+            if not places or time > last:
+                return
+    except FFmpegError as error:
+        raise _broken(path, error) from None
+
+
+def sample(clip: VideoClip, fps: float, indices: np.ndarray, height: int, width: int, where: str) -> np.ndarray:
+    """The frames of a clip at `indices`, counted from its beginning, uint8 [n h w 3], wherever its frames are in time."""
+    if probe(clip.path, fps).on_grid:
+        return decode(clip.path, 0.0, fps, indices, height, width, where)
+    wanted = set(indices.tolist())
+    frames = [frame for i, frame in enumerate(decode_all(clip.path, height, width, int(indices.max()) + 1)) if i in wanted]
+    if len(frames) != len(wanted):
+        raise DataError(f"{where}: {clip.path} holds {len(frames)} of {len(wanted)} sampled frames; it is truncated")
+    return np.stack(frames)
+
+
+def decode_all(path: Path, height: int, width: int, limit: int) -> Iterator[np.ndarray]:
+    """Every frame of a clip in order as uint8 [h w 3], at most `limit` of them, whatever their times."""
+    with _open(path) as container:
+        stream = _stream(container, path)
+        reformatter = VideoReformatter()
+        try:
+            for count, frame in enumerate(container.decode(stream)):
+                if count >= limit:
+                    return
+                if (frame.height, frame.width) != (height, width):
+                    raise DataError(f"{path}: frames are {frame.height} x {frame.width}, info.json says {height} x {width}")
+                yield reformatter.reformat(frame, format="rgb24").to_ndarray()
+        except FFmpegError as error:
+            raise _broken(path, error) from None
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path}: missing video file")
+    try:
+        # mp4 alone: a playlist or a concat script under this name could make ffmpeg read other files.
+        return av.open(str(path), "r", format="mp4")
+    except FFmpegError as error:
+        raise _broken(path, error) from None
+
+
+def _stream(container: Any, path: Path) -> Any:
+    if not container.streams.video:
+        raise DataError(f"{path}: holds no video stream")
+    return container.streams.video[0]
+
+
+def _broken(path: Path, error: Exception) -> DataError:
+    text = " ".join(str(error).split())
+    return DataError(f"{path}: cannot be decoded ({text[:120]}); the file is truncated or corrupt")
