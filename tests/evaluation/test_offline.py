@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 import torch
-from batches import ACTION, build_policy, random_batch
 
+from batches import ACTION, build_policy, random_batch
 from deftly.evaluation.offline import absolute_error, constant, l1_per_spread, predictors, repeat_last
 from deftly.models.language import TextConfig
 from deftly.models.policy import PolicyConfig

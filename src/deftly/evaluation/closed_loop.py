@@ -13,14 +13,12 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-
-import torch
 
 from deftly import storage
 from deftly.contract import Embodiment
@@ -29,9 +27,9 @@ from deftly.evaluation.plan import EPISODES, VIDEOS, Plan, versions, write_or_ma
 from deftly.evaluation.statistics import Proportion
 from deftly.evaluation.summary import Row, read_rows, write_summary
 from deftly.evaluation.videos import VIDEO_SIZE, Recorded, replay, write_mp4
-from deftly.evaluation.workers import Died, run_jobs
 from deftly.progress import Progress
 from deftly.rollout import Actor, Episode, rollout
+from deftly.sim import processes
 from deftly.types import UsageError, World
 
 _ORDER = (POLICY, "deaf", "blind", "random", "no_op")  # the headline first
@@ -66,6 +64,9 @@ class Job(NamedTuple):
     arm: str
     episode: int
     video: Path | None = None
+
+    def name(self) -> str:
+        return f"{self.arm}, episode {self.episode}"
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,6 @@ def evaluate(
         UsageError: another evaluation is in `directory`; a baseline that does not exist or cannot act in this world.
         DataError: the policy's contract does not match the world; rows or plan were edited; scenes are shared with training.
     """
-    if workers is not None and workers < 0:
-        raise UsageError(f"workers is {workers}; give 0 or more")
     plan = Plan.parse(
         {
             "policy": storage.sha256(policy / storage.MANIFEST),
@@ -120,16 +119,12 @@ def evaluate(
     check_fit(load(policy), world, plan.baselines)
     task = Task(policy, world, plan, load)
     count = cores() if workers is None else workers
-    threads = torch.get_num_threads()
-    try:
-        with locked(directory):
-            write_or_match(plan, directory)
-            storage.mend_lines(directory / EPISODES)
-            play_missing(task, directory, count)
-            summary = write_summary(directory)
-            draw(task, directory, videos, count)
-    finally:
-        torch.set_num_threads(threads)  # with 0 workers the episodes were played in this process, on one thread
+    with locked(directory):
+        write_or_match(plan, directory)
+        storage.mend_lines(directory / EPISODES)
+        play_missing(task, directory, count)
+        summary = write_summary(directory)
+        draw(task, directory, videos, count)
     return summary
 
 
@@ -172,12 +167,40 @@ def play_missing(task: Task, directory: Path, workers: int) -> None:
         return
     scores = {arm: [0, 0] for arm in ARMS}
     with Progress("evaluate", len(jobs), "episodes") as progress:
-        for job, found in run_jobs(partial(Bench, task), jobs, workers):
-            row = row_of(task.plan, job, lost(task.plan, job, found) if isinstance(found, Died) else found)
+        for job, episode in play(task, jobs, workers):
+            row = row_of(task.plan, job, episode)
             storage.append_line(directory / EPISODES, row)
             scores[job.arm][0] += row["success"]
             scores[job.arm][1] += 1
             progress.advance(note="  ".join(f"{arm} {Proportion(*score)}" for arm, score in scores.items() if score[1] and arm == job.arm))
+
+
+def play(task: Task, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
+    """Jobs with their episodes, in order. A physics engine or a graphics driver can take its process down: such an episode has crashed.
+
+    One process plays its jobs in order, so that it dies of the one that is waited for. Of several, any job in flight may be to blame:
+    these are played again by one.
+    """
+    done = 0
+    while done < len(jobs):
+        try:
+            for episode in processes.run(partial(Bench, task), jobs[done:], workers=workers, name=Job.name):
+                yield jobs[done], episode
+                done += 1
+        except processes.WorkerDied as error:
+            if done == 0:
+                list(processes.run(_nothing, [0], workers=1))  # where no worker can start, no episode is to blame: raises WorkerDied
+            if workers == 1:
+                yield jobs[done], lost(task.plan, jobs[done], error)
+                done += 1
+            else:
+                suspects = jobs[done : done + workers * processes.IN_FLIGHT]
+                yield from play(task, suspects, workers=1)
+                done += len(suspects)
+
+
+def _nothing() -> Callable[[Any], Any]:
+    return int
 
 
 def row_of(plan: Plan, job: Job, episode: Episode) -> Row:
@@ -185,7 +208,7 @@ def row_of(plan: Plan, job: Job, episode: Episode) -> Row:
     return {"arm": job.arm, "episode": job.episode, "policy": plan.policy, **episode.to_dict()}
 
 
-def lost(plan: Plan, job: Job, died: Died) -> Episode:
+def lost(plan: Plan, job: Job, died: Exception) -> Episode:
     """An episode that took its process down: a failure, and marked as such."""
     return Episode(
         seed=plan.episode_seed(job.episode),
@@ -195,7 +218,7 @@ def lost(plan: Plan, job: Job, died: Died) -> Episode:
         outcome="crashed",
         success=False,
         obeyed=False if job.arm == "deaf" else None,
-        error=died.reason,
+        error=str(died),
     )
 
 
@@ -203,7 +226,6 @@ class Bench:
     """What lives in a process: one agent, and one world with pictures and one without, used for one job after the other."""
 
     def __init__(self, task: Task) -> None:
-        torch.set_num_threads(1)  # the processes share the cores; and sums do not depend on how many threads add them
         self._task = task
         self._agent = task.load(task.policy)
         self._worlds: dict[bool, World] = {}
@@ -246,7 +268,7 @@ def draw(task: Task, directory: Path, videos: int, workers: int) -> None:
     if not jobs:
         return
     with Progress("draw", len(jobs), "videos") as progress:
-        for _ in run_jobs(partial(Bench, task), jobs, min(workers, len(jobs))):
+        for _ in processes.run(partial(Bench, task), jobs, workers=min(workers, len(jobs)), name=Job.name):
             progress.advance()
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from scipy import stats
+from scipy import special  # not scipy.stats: it takes longer to import than to evaluate an episode
 
 
 class Interval(NamedTuple):
@@ -25,7 +26,7 @@ def wilson(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     _check(successes, episodes)
     if episodes == 0:
         return Interval(0.0, 1.0)
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     rate = successes / episodes
     centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
     half = z / (1 + z * z / episodes) * math.sqrt(rate * (1 - rate) / episodes + z * z / (4 * episodes * episodes))
@@ -39,8 +40,8 @@ def clopper_pearson(successes: int, episodes: int, confidence: float = 0.95) -> 
     """The exact interval (Clopper and Pearson, 1934): never below its nominal coverage; for claims of the kind "at least x"."""
     _check(successes, episodes)
     tail = (1 - confidence) / 2
-    low = float(stats.beta.ppf(tail, successes, episodes - successes + 1)) if successes else 0.0
-    high = float(stats.beta.ppf(1 - tail, successes + 1, episodes - successes)) if successes < episodes else 1.0
+    low = float(special.betaincinv(successes, episodes - successes + 1, tail)) if successes else 0.0
+    high = float(special.betaincinv(successes + 1, episodes - successes, 1 - tail)) if successes < episodes else 1.0
     return Interval(low, high)
 
 
@@ -59,8 +60,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     discordant = only_first + only_second
-    p_value = float(stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
-    return Paired(only_first, only_second, p_value)
+    # Twice the smaller tail of a fair coin, in whole numbers until the end.
+    tail = sum(math.comb(discordant, i) for i in range(min(only_first, only_second) + 1))
+    return Paired(only_first, only_second, min(1.0, 2 * tail / 2**discordant))
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], rate_hz: float) -> None:
     """h264 that browsers play; odd sides lose one pixel. One thread, so that the same frames give the same bytes."""
     height, width = (side - side % 2 for side in frames[0].shape[:2])
     memory = io.BytesIO()
-    with av.open(memory, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    with av.open(memory, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=round(rate_hz), options={"crf": "24", "preset": "medium", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in hold_last(frames, rate_hz):
