@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,7 +29,8 @@ class Ema:
             self.average[name] = tensor.detach().to(wide, copy=True)
             if not tensor.is_floating_point() or (name not in parameters and not bool(torch.isfinite(tensor).all())):
                 self.copied.add(name)
-        self.averaged_parameters = [(self.average[name], parameters[name]) for name in self.average if name in parameters]
+        self.targets = [average for name, average in self.average.items() if name in parameters]
+        self.sources = [parameters[name] for name in self.average if name in parameters]
         self.buffer_names = [name for name in self.average if name not in parameters]
 
     def decay_now(self) -> float:
@@ -41,15 +42,14 @@ class Ema:
         """Move the averages towards the module's present weights."""
         weight = 1.0 - self.decay_now()
         self.updates += 1
-        pairs = list(self.averaged_parameters)
+        lerp(self.targets, self.sources, weight)
         if self.buffer_names:
             # Looked up each time, since a module may replace a buffer where it never replaces a parameter.
             current = saved_tensors(self.module, self.not_saved)
-            pairs += [(self.average[name], current[name]) for name in self.buffer_names if name not in self.copied]
+            floating = [name for name in self.buffer_names if name not in self.copied]
+            lerp([self.average[name] for name in floating], [current[name] for name in floating], weight)
             for name in self.copied:
                 self.average[name].copy_(current[name])
-        averages = [average for average, _ in pairs]
-        torch._foreach_lerp_(averages, [source.to(average.dtype) for average, source in pairs], weight)  # pyright: ignore[reportPrivateImportUsage]
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Restore averages that `average` gave; names and shapes must be the same."""
@@ -72,3 +72,11 @@ class Ema:
             with torch.no_grad():
                 for name, tensor in current.items():
                     tensor.copy_(own[name])
+
+
+def lerp(targets: list[Tensor], sources: Sequence[Tensor], weight: float) -> None:
+    """targets += weight * (sources - targets), in the targets' dtypes, in a few kernels for all of them."""
+    if any(source.dtype != target.dtype for source, target in zip(sources, targets, strict=True)):
+        sources = [source.to(target.dtype) for source, target in zip(sources, targets, strict=True)]
+    if targets:
+        torch._foreach_lerp_(targets, sources, weight)  # pyright: ignore[reportPrivateImportUsage]
