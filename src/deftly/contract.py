@@ -68,8 +68,8 @@ class Embodiment(Config):
 class Window(Config):
     """What a sample is: `frames` observations ending now, the past actions, and the `chunk` actions that follow."""
 
-    frames: int = pydantic.Field(1, ge=1)
-    chunk: int = pydantic.Field(16, ge=1)
+    frames: int = pydantic.Field(default=1, ge=1)
+    chunk: int = pydantic.Field(default=16, ge=1)
     past_actions: bool = False
     """Whether the policy may see the actions that were commanded before each observation frame."""
 

@@ -1,0 +1,152 @@
+"""Image augmentation, counted: every draw is a function of a sample's key, so it depends on no worker, device or batch size.
+
+Photometric (pixels only): brightness, contrast, saturation and hue are one affine map of colour space, so they are fused into one 3x4
+matrix per sample and camera, applied on the training device after transfer. Geometric: a random shift of a few pixels with the edge
+repeated (Yarats et al., "Image Augmentation Is All You Need", ICLR 2021), done while frames are copied out of the store. It is small enough
+to leave actions as they are, and is withheld from wrist cameras, whose pixels are tied to the gripper. All frames of a window share their
+parameters.
+
+Letters: b batch, t frames, h w pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pydantic
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from deftly.config import Config
+from deftly.randomness import integers, normal, uniform
+from deftly.types import Batch
+
+GRAY = (0.299, 0.587, 0.114)  # luma of BT.601
+MIDDLE = 127.5
+GROUP = 4  # pixels per row of the colour product: 12 numbers fill a vector register, 3 would not
+CHUNK = 4  # samples per pass on a CPU: their float copies stay in the cache
+ROUNDING = 2.0**23  # adding it to a float in [0, 255] leaves the nearest integer in the low bits
+NOISE_BANK = 1 << 20
+
+
+class AugmentConfig(Config):
+    """Strengths; 0 switches a part off. Never applied at validation or when acting."""
+
+    brightness: float = pydantic.Field(default=0.2, ge=0, lt=1)
+    """Colours are multiplied by 1 +- this."""
+    contrast: float = pydantic.Field(default=0.2, ge=0, lt=1)
+    """Distance to middle grey is multiplied by 1 +- this."""
+    saturation: float = pydantic.Field(default=0.2, ge=0, lt=1)
+    """Distance to the pixel's own grey is multiplied by 1 +- this."""
+    hue: float = pydantic.Field(default=0.02, ge=0, le=0.5)
+    """Turns around the colour circle, +- this. Keep it small: instructions name colours."""
+    noise: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    """Standard deviation of white noise, as a share of full scale."""
+    shift_pixels: int = pydantic.Field(default=2, ge=0)
+    """Largest shift in pixels of the policy's image, both axes."""
+    shift_wrist: bool = False
+    """Whether wrist cameras are shifted too."""
+
+    @property
+    def changes_colour(self) -> bool:
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.noise))
+
+
+OFF = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, noise=0, shift_pixels=0)
+
+
+def draw_shifts(key: Int64[Tensor, "b"], camera: str, pixels: int) -> Int64[np.ndarray, "b 2"]:
+    """(dy, dx) of each sample, uniform in -pixels .. pixels."""
+    return integers(key.cpu(), f"augment.shift.{camera}", -pixels, pixels + 1, (2,)).numpy()
+
+
+def copy_shifted(source: UInt8[np.ndarray, "... h w 3"], target: UInt8[np.ndarray, "... h w 3"], dy: int, dx: int) -> None:
+    """target[y, x] = source[y + dy, x + dx], indices clamped to the image: the edge is repeated."""
+    height, width = source.shape[-3:-1]
+    dy, dx = max(-height + 1, min(height - 1, dy)), max(-width + 1, min(width - 1, dx))
+    top, bottom = max(0, -dy), height - max(0, dy)
+    left, right = max(0, -dx), width - max(0, dx)
+    target[..., top:bottom, left:right, :] = source[..., top + dy : bottom + dy, left + dx : right + dx, :]
+    if left:
+        target[..., top:bottom, :left, :] = target[..., top:bottom, left : left + 1, :]
+    if right < width:
+        target[..., top:bottom, right:, :] = target[..., top:bottom, right - 1 : right, :]
+    if top:
+        target[..., :top, :, :] = target[..., top : top + 1, :, :]
+    if bottom < height:
+        target[..., bottom:, :, :] = target[..., bottom - 1 : bottom, :, :]
+
+
+def colour_maps(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b 3"]]:
+    """(matrix, offset) in levels 0 .. 255: hue, then saturation, contrast, brightness. Offsets are whole levels, see `apply_colour`."""
+    draws = uniform(key.cpu(), f"augment.colour.{camera}", (4,)) * 2 - 1
+    brightness, contrast, saturation = (1 + draws[:, i] * s for i, s in enumerate((config.brightness, config.contrast, config.saturation)))
+    angle = draws[:, 3] * (config.hue * 2 * math.pi)
+    # Rodrigues' rotation about the grey axis (1, 1, 1) / sqrt(3): greys stay where they are
+    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None] / math.sqrt(3)
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
+    hue = cosine * torch.eye(3) + sine * cross + (1 - cosine) / 3
+    gray = torch.tensor(GRAY).expand(3, 3)
+    saturate = saturation[:, None, None] * torch.eye(3) + (1 - saturation)[:, None, None] * gray
+    matrix = (brightness * contrast)[:, None, None] * (saturate @ hue)
+    offset = (brightness * (1 - contrast) * MIDDLE).round()
+    return matrix, offset[:, None].expand(-1, 3).contiguous()
+
+
+def apply_colour(
+    images: UInt8[Tensor, "b t 3 h w"],
+    matrix: Float[Tensor, "b 3 3"],
+    offset: Float[Tensor, "b 3"],
+    noise: Float[Tensor, "b n"] | None = None,
+) -> UInt8[Tensor, "b t 3 h w"]:
+    """round(clamp(matrix @ colour + offset)) at every pixel, in the memory layout of the loader (channels last).
+
+    The offset must be whole levels: it is added together with `ROUNDING`, where no fraction would survive. `noise` (n = t h w 3 levels) is
+    added before rounding.
+    """
+    size = len(images)
+    pixels = images.permute(0, 1, 3, 4, 2).contiguous()
+    result = torch.empty_like(pixels)
+    count = pixels[0].numel() // 3
+    group = GROUP if count % GROUP == 0 else 1
+    weights = torch.einsum("bij,pq->bpjqi", matrix, torch.eye(group, device=matrix.device)).reshape(size, 3 * group, 3 * group)
+    shifted = (offset + ROUNDING).repeat(1, group)[:, None]
+    source, target = pixels.view(size, -1, 3 * group), result.view(size, -1, 3 * group)
+    step = CHUNK if images.device.type == "cpu" else size
+    for i in range(0, size, step):
+        part = slice(i, i + step)
+        levels = torch.bmm(source[part].to(torch.float32), weights[part])
+        if noise is not None:
+            levels += noise[part].view_as(levels)
+        levels.add_(shifted[part]).clamp_(ROUNDING, ROUNDING + 255)
+        target[part].copy_(levels.view(torch.int32))  # int32 to uint8 keeps the low byte
+    return result.permute(0, 1, 4, 2, 3)
+
+
+@functools.lru_cache(maxsize=2)
+def _noise_bank(device: torch.device) -> Float[Tensor, "n"]:
+    """Fixed white noise; samples read it from drawn places, since counting every pixel's own draw would cost more than training."""
+    return normal(torch.zeros(1, dtype=torch.int64), "augment.noise.bank", (NOISE_BANK,))[0].to(device)
+
+
+def noise_levels(key: Int64[Tensor, "b"], camera: str, strength: float, count: int, device: torch.device) -> Float[Tensor, "b count"]:
+    """White noise in levels."""
+    start = integers(key.cpu(), f"augment.noise.{camera}", 0, NOISE_BANK).to(device)
+    place = (start[:, None] + torch.arange(count, device=device)) % NOISE_BANK
+    return _noise_bank(device)[place] * (255 * strength)
+
+
+def augment_colour(batch: Batch, config: AugmentConfig) -> Batch:
+    """The batch with its images' colours changed, on the device that they are on; the batch itself where nothing is configured."""
+    if not config.changes_colour:
+        return batch
+    images = {}
+    for camera, image in batch.images.items():
+        matrix, offset = (part.to(image.device) for part in colour_maps(batch.key, camera, config))
+        noise = noise_levels(batch.key, camera, config.noise, image[0].numel(), image.device) if config.noise else None
+        images[camera] = apply_colour(image, matrix, offset, noise)
+    return replace(batch, images=images)

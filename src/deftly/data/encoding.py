@@ -1,0 +1,175 @@
+"""The ONE path from raw observations to a `Batch`: resize, normalise, tokenise, mask, collate. The loader and the agent both go through it.
+
+What does not belong here: where observations come from (`loader.py`, `agent.py`) and augmentation.
+Letters: b batch, t observation frames, k chunk, s state dims, a action dims, l text length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+
+from deftly.contract import Contract, fingerprint
+from deftly.data.images import check_image, resize_with_pad
+from deftly.data.normalize import ACTION, STATE, Normalizer
+from deftly.data.tokenizer import TextTokenizer
+from deftly.types import Batch, DataError, Observation, Tokens
+
+Statistics = dict[str, dict[str, list[float]]]
+"""Feature ("observation.state", "action") -> statistic -> one number per dimension, raw units."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Gathered:
+    """Windows before they become tensors: images at the policy's size, state and actions normalised, padding still to be zeroed."""
+
+    images: dict[str, UInt8[np.ndarray, "b t h w 3"]]
+    state: Float[np.ndarray, "b t s"]
+    observation_is_pad: Bool[np.ndarray, "b t"]
+    past_actions: Float[np.ndarray, "b t a"]
+    past_action_is_pad: Bool[np.ndarray, "b t"]
+    text: Tokens
+    key: Int64[torch.Tensor, "b"]
+    task: Int64[np.ndarray, "b"]
+    episode: Int64[np.ndarray, "b"]
+    frame: Int64[np.ndarray, "b"]
+    actions: Float[np.ndarray, "b k a"] | None = None
+    action_is_pad: Bool[np.ndarray, "b k"] | None = None
+
+
+class ObservationEncoder:
+    """What a contract says about inputs, as functions. Raises `DataError` for statistics or a tokenizer that are not the contract's."""
+
+    def __init__(self, contract: Contract, statistics: Statistics, tokenizer: TextTokenizer) -> None:
+        for found, wanted, what in (
+            (fingerprint(statistics), contract.statistics_hash, "statistics"),
+            (tokenizer.hash, contract.tokenizer_hash, "tokenizer"),
+        ):
+            if found != wanted:
+                raise DataError(
+                    f"{what} do not belong to this contract (hash {found[:12]}, expected {wanted[:12]}); use the files saved together"
+                )
+        self.contract, self.statistics, self.tokenizer = contract, statistics, tokenizer
+        robot = contract.embodiment
+        self.state = Normalizer(contract.normalization, statistics.get(STATE, {}), robot.state.names, STATE)
+        self.action = Normalizer(contract.normalization, statistics.get(ACTION, {}), robot.action.names, ACTION)
+
+    @property
+    def adjusted(self) -> list[str]:
+        """Dimensions whose spread was too small to divide by, and what was done: for the plan and the report."""
+        return [f"{part.feature} {line}" for part in (self.state, self.action) for line in part.adjusted]
+
+    def images(self, observation: Observation) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
+        """The policy's cameras at the policy's size, in order; `DataError` for a camera that is missing or of another size."""
+        images = observation["images"]
+        robot = self.contract.embodiment
+        found = {}
+        for name in self.contract.cameras:
+            if name not in images:
+                raise DataError(f"observation: camera {name!r} is missing; it has {', '.join(images) or 'none'}")
+            camera, image = robot.camera(name), images[name]
+            check_image(image, f"observation: camera {name!r}")
+            if image.shape[:2] != (camera.height, camera.width):
+                size, wanted = (" x ".join(map(str, pair)) for pair in (image.shape[:2], (camera.height, camera.width)))
+                raise DataError(
+                    f"observation: camera {name!r} is {size} pixels (h x w), the policy was trained on {wanted}; set the camera to that"
+                )
+            found[name] = resize_with_pad(image, self.contract.image_size)
+        return found
+
+    def raw_state(self, observation: Observation) -> Float[np.ndarray, "s"]:
+        """The state as float32, checked: shape and finite."""
+        names = self.contract.embodiment.state.names
+        state = np.asarray(observation["state"], np.float32)
+        if state.shape != (len(names),):
+            raise DataError(
+                f"observation: state has shape {list(state.shape)}, the policy was trained on [{len(names)}] ({', '.join(names)})"
+            )
+        if not np.isfinite(state).all():
+            raise DataError(f"observation: state {names[int((~np.isfinite(state)).argmax())]!r} is not finite; check the sensor")
+        return state
+
+    def tokens(self, sentences: Sequence[str]) -> Tokens:
+        """ids and is_pad [b l]."""
+        return self.tokenizer.encode(sentences, self.contract.text_length)
+
+    def encode(self, history: Sequence[Observation], past_actions: Sequence[np.ndarray | None], key: int) -> Batch:
+        """A batch of one, to act on: the observations of one episode up to now, oldest first, and the raw action [a] commanded before each
+        of them (None before the first). Only the contract's last `frames` are looked at; the sentence is the newest one."""
+        frames = self.contract.window.frames
+        recent = list(history)[-frames:]
+        seen = Seen(
+            images=[self.images(observation) for observation in recent],
+            state=[self.raw_state(observation) for observation in recent],
+            past_actions=list(past_actions)[-frames:],
+        )
+        return self.encode_seen(seen, recent[-1]["instruction"], key)
+
+    def encode_seen(self, seen: Seen, instruction: str, key: int) -> Batch:
+        """`encode` for observations whose images are at the policy's size already."""
+        window, dim = self.contract.window, self.action.dim
+        missing = window.frames - len(seen.state)
+        order = [0] * missing + list(range(len(seen.state)))  # before the first frame: copies of it, masked
+        past = [None] * missing + seen.past_actions
+        raw_past = np.stack([np.zeros(dim, np.float32) if action is None else np.asarray(action, np.float32) for action in past])
+        gathered = Gathered(
+            images={name: np.stack([seen.images[i][name] for i in order])[None] for name in self.contract.cameras},
+            state=self.state.normalize(np.stack([seen.state[i] for i in order]))[None],
+            observation_is_pad=(np.arange(window.frames) < missing)[None],
+            past_actions=self.action.normalize(raw_past)[None],
+            past_action_is_pad=np.asarray([action is None for action in past])[None],
+            text=self.tokens([instruction]),
+            key=torch.tensor([key]),
+            task=np.zeros(1, np.int64),
+            episode=np.zeros(1, np.int64),
+            frame=np.zeros(1, np.int64),
+        )
+        return self.collate(gathered)
+
+    def collate(self, gathered: Gathered) -> Batch:
+        """Tensors on the CPU. Images are [b t 3 h w] views of [b t h w 3] memory: channels last, without a copy."""
+        size = len(gathered.key)
+        past = np.where(gathered.past_action_is_pad[:, :, None], np.float32(0), gathered.past_actions)
+        zeros = torch.zeros(size, dtype=torch.int64)
+        return Batch(
+            key=gathered.key,
+            images={name: torch.from_numpy(image).permute(0, 1, 4, 2, 3) for name, image in gathered.images.items()},
+            camera_is_missing={name: torch.zeros(size, dtype=torch.bool) for name in gathered.images},
+            state=torch.from_numpy(gathered.state),
+            state_dim_is_pad=torch.zeros(size, self.state.dim, dtype=torch.bool),
+            past_actions=torch.from_numpy(past),
+            past_action_is_pad=torch.from_numpy(gathered.past_action_is_pad),
+            observation_is_pad=torch.from_numpy(gathered.observation_is_pad),
+            text=gathered.text,
+            actions=None if gathered.actions is None else torch.from_numpy(gathered.actions),
+            action_dim_is_pad=torch.zeros(size, self.action.dim, dtype=torch.bool),
+            action_is_pad=None if gathered.action_is_pad is None else torch.from_numpy(gathered.action_is_pad),
+            embodiment=zeros,
+            task=torch.from_numpy(gathered.task),
+            episode=torch.from_numpy(gathered.episode),
+            frame=torch.from_numpy(gathered.frame),
+            domain=zeros.clone(),
+            weight=torch.ones(size),
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Seen:
+    """The recent past of one episode, oldest first, at most `frames` entries each."""
+
+    images: list[dict[str, UInt8[np.ndarray, "h w 3"]]]
+    state: list[Float[np.ndarray, "s"]]
+    past_actions: list[Float[np.ndarray, "a"] | None]
+
+
+def plain_statistics(values: Mapping[str, Mapping[str, Any]]) -> Statistics:
+    """Statistics as JSON-able lists, the form that is hashed and saved."""
+    return {
+        feature: {name: np.asarray(value, np.float64).reshape(-1).tolist() for name, value in parts.items()}
+        for feature, parts in values.items()
+    }

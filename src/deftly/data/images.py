@@ -1,0 +1,50 @@
+"""The one way from a camera's image to the square that a policy sees. Frame store and agent both use it, so both see the same bits.
+
+What does not belong here: augmentation (`augment.py`) and video (`video.py`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from deftly.types import DataError
+
+
+def fit_inside(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) of the largest image of the same aspect inside a square of `size`; never smaller than one pixel."""
+    scale = size / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize_with_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The whole image, aspect kept, centred in a black square of `size` pixels. Returns `image` itself when it is that square already.
+
+    Bilinear over the area that a target pixel covers (no aliasing when shrinking), in integer arithmetic: the same bits everywhere.
+
+    Raises:
+        DataError: `image` is not uint8 [h w 3].
+    """
+    check_image(image, "image")
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    new_height, new_width = fit_inside(height, width, size)
+    if (new_height, new_width) == (height, width):
+        resized = image
+    else:
+        resized = np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize((new_width, new_height), Image.Resampling.BILINEAR))
+    if new_height == new_width:
+        return resized
+    square = np.zeros((size, size, 3), np.uint8)
+    top, left = (size - new_height) // 2, (size - new_width) // 2
+    square[top : top + new_height, left : left + new_width] = resized
+    return square
+
+
+def check_image(image: np.ndarray, what: str) -> None:
+    """Raise a one-line `DataError` unless `image` is a non-empty uint8 [h w 3]."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise DataError(f"{what}: expected uint8 [height width 3] (RGB, as recorded), found {found}")

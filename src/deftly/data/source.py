@@ -1,0 +1,218 @@
+"""`DataConfig` to everything that training needs of a dataset: contract, statistics, tokenizer, encoder and the two loaders."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+import torch
+
+from deftly.config import Config
+from deftly.contract import Contract, Window, fingerprint
+from deftly.data.augment import AugmentConfig
+from deftly.data.dataset import Dataset
+from deftly.data.encoding import ObservationEncoder, Statistics, plain_statistics
+from deftly.data.loader import Columns, Loader, Windows
+from deftly.data.normalize import ACTION, STATE
+from deftly.data.split import Split, check_split, split_episodes
+from deftly.data.statistics import statistics
+from deftly.data.store import FrameStore, default_cache
+from deftly.data.tokenizer import TextTokenizer
+from deftly.data.windows import rows_of
+from deftly.randomness import seed_of
+from deftly.types import DataError, UsageError
+
+FEW_FRAMES = 20_000  # below this, decoding is done before worker processes have started
+
+
+class DataConfig(Config):
+    """Which data, how much of it a sample sees, and how it is prepared."""
+
+    path: Path
+    """A LeRobotDataset v3.0 folder."""
+    cameras: tuple[str, ...] | None = None
+    """The cameras that the policy sees; all of them by default."""
+    image_size: int = pydantic.Field(default=96, ge=8, le=2048)
+    """Side in pixels of the square that every image is fitted into."""
+    window: Window = Window()
+    normalization: Literal["identity", "mean_std", "min_max", "quantile"] = "quantile"
+    validation_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
+    """Share of the episodes that is held out, whole scenes at a time."""
+    validation_samples: int = pydantic.Field(default=2048, ge=1)
+    """At most this many held-out windows, evenly spaced, judge each time."""
+    batch_size: int = pydantic.Field(default=64, ge=1)
+    workers: int = pydantic.Field(default=0, ge=0, le=256)
+    """Processes that prepare batches; 0 prepares them where training runs. The batches are the same."""
+    augmentation: AugmentConfig = AugmentConfig()
+    text_length: int = pydantic.Field(default=16, ge=1, le=4096)
+    """Words per instruction; a training instruction that is longer is an error."""
+
+    def build(
+        self,
+        *,
+        seed: int,
+        device: torch.device | str,
+        executed_steps: int,
+        cache_dir: Path | None = None,
+        episodes: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> TrainingData:
+        """Open, check, split, measure, decode. `episodes` = (training ids, validation ids) replaces the split.
+
+        Raises `UsageError` for settings that do not fit the data, `DataError` for data that is broken; each in one line.
+        """
+        if executed_steps > self.window.chunk:
+            raise UsageError(
+                f"executed_steps {executed_steps} is more than the chunk of {self.window.chunk} actions; lower it or raise window.chunk"
+            )
+        dataset = Dataset.open(self.path)
+        cameras = self._cameras(dataset)
+        split = check_split(dataset, *(episodes or split_episodes(dataset, self.validation_fraction, seed)))
+        training, held_out = (rows_of(dataset.episode_start, side) for side in split)
+        check_numbers(dataset, np.concatenate([training, held_out]))
+        measured = measure(dataset, training)
+        tokenizer = self._tokenizer(dataset, training)
+        contract = Contract(
+            embodiment=dataset.embodiment,
+            cameras=cameras,
+            image_size=self.image_size,
+            window=self.window,
+            executed_steps=executed_steps,
+            normalization=self.normalization,
+            statistics_hash=fingerprint(measured),
+            tokenizer_hash=tokenizer.hash,
+            text_length=self.text_length,
+            dataset_hash=dataset.hash,
+        )
+        encoder = ObservationEncoder(contract, measured, tokenizer)
+        decoders = usable_cores() if dataset.num_frames * len(cameras) > FEW_FRAMES else 0
+        store = FrameStore.prepare(dataset, cameras, self.image_size, cache_dir or default_cache(dataset.root), decoders)
+        windows = Windows(columns_of(dataset, encoder), store, encoder)
+        train = Loader(
+            windows,
+            training,
+            seed=seed,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            augmentation=self.augmentation,
+            device=device,
+        )
+        validation = None
+        if len(held_out):
+            chosen = evenly(held_out, self.validation_samples)
+            validation = Loader(windows, chosen, seed=seed_of("validation", seed), batch_size=self.batch_size, device=device)
+        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, store)
+
+    def _cameras(self, dataset: Dataset) -> tuple[str, ...]:
+        cameras = dataset.cameras if self.cameras is None else self.cameras
+        for name in cameras:
+            if name not in dataset.cameras:
+                near = difflib.get_close_matches(name, dataset.cameras, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(dataset.cameras) or 'none'}"
+                raise UsageError(f"{dataset.root}: no camera {name!r}; {hint}")
+        if not cameras or len(set(cameras)) != len(cameras):
+            raise UsageError(
+                f"{dataset.root}: cameras must name at least one camera, each once; it has {', '.join(dataset.cameras) or 'none'}"
+            )
+        return cameras
+
+    def _tokenizer(self, dataset: Dataset, rows: np.ndarray) -> TextTokenizer:
+        """Trained on the instructions of the training episodes alone."""
+        sentences = [dataset.tasks[task] for task in np.unique(dataset.task_of_frame[rows])]
+        tokenizer = TextTokenizer.train(sentences)
+        tokenizer.check_fits(sentences, self.text_length, str(dataset.root))
+        return tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """A dataset made ready to train on."""
+
+    dataset: Dataset
+    contract: Contract
+    statistics: Statistics
+    tokenizer: TextTokenizer
+    encoder: ObservationEncoder
+    train: Loader
+    validation: Loader | None
+    split: Split
+    """Sorted episode ids: (training, validation)."""
+    store: FrameStore
+
+    def summary(self) -> dict[str, Any]:
+        """What the plan and the report say about the data; JSON-able."""
+        dataset, contract = self.dataset, self.contract
+        return {
+            "path": str(dataset.root),
+            "hash": dataset.hash,
+            "robot": contract.embodiment.name,
+            "rate_hz": contract.embodiment.rate_hz,
+            "episodes": dataset.num_episodes,
+            "frames": dataset.num_frames,
+            "hours": dataset.num_frames / contract.embodiment.rate_hz / 3600,
+            "training_episodes": len(self.split[0]),
+            "validation_episodes": len(self.split[1]),
+            "training_windows": len(self.train),
+            "validation_windows": 0 if self.validation is None else len(self.validation),
+            "instructions": len(dataset.tasks),
+            "vocabulary": self.tokenizer.size,
+            "cameras": list(contract.cameras),
+            "image_size": contract.image_size,
+            "state": list(contract.embodiment.state.names),
+            "action": list(contract.embodiment.action.names),
+            "normalization": contract.normalization,
+            "adjusted_dimensions": self.encoder.adjusted,
+            "decoded_bytes": self.store.num_bytes,
+        }
+
+    def close(self) -> None:
+        """Stop worker processes."""
+        self.train.close()
+        if self.validation is not None:
+            self.validation.close()
+
+
+def check_numbers(dataset: Dataset, rows: np.ndarray) -> None:
+    """Raise a `DataError` naming episode, frame and dimension of the first state or action that is not finite."""
+    robot = dataset.embodiment
+    for feature, values, names in ((STATE, dataset.state, robot.state.names), (ACTION, dataset.action, robot.action.names)):
+        bad = ~np.isfinite(values[rows])
+        if bad.any():
+            at, dim = (int(i) for i in np.argwhere(bad)[0])
+            episode = int(np.searchsorted(dataset.episode_start, rows[at], side="right")) - 1
+            frame = int(rows[at] - dataset.episode_start[episode])
+            raise DataError(
+                f"{dataset.root}: episode {episode}, frame {frame}: {feature} {names[dim]!r} is {values[rows[at], dim]}; "
+                "repair the episode or leave it out"
+            )
+
+
+def measure(dataset: Dataset, rows: np.ndarray) -> Statistics:
+    """Statistics of state and action over some rows, without decoding video; a state of no dimensions has none."""
+    columns = {STATE: dataset.state, ACTION: dataset.action}
+    return plain_statistics(statistics({name: column for name, column in columns.items() if column.shape[1]}, rows=rows))
+
+
+def columns_of(dataset: Dataset, encoder: ObservationEncoder) -> Columns:
+    """The dataset's numbers, normalised and tokenised once."""
+    return Columns(
+        state=torch.from_numpy(encoder.state.normalize(dataset.state)),
+        action=torch.from_numpy(encoder.action.normalize(dataset.action)),
+        task=torch.from_numpy(dataset.task_of_frame.copy()),
+        text=encoder.tokens(dataset.tasks),
+        episode_start=torch.from_numpy(dataset.episode_start.copy()),
+    )
+
+
+def evenly(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of `rows`, evenly spaced."""
+    return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,212 @@
+"""Decoded frames at training size, memory-mapped: a video is decoded once, training reads pages.
+
+    CACHE/frames/<key>/frames.bin      uint8 [frames size size 3], raw
+    CACHE/frames/<key>/manifest.json   what it holds; written last, then the directory is renamed into place
+
+`key` hashes dataset, camera, size and format, so a store is never stale: other data is another directory. It is filled from the DECODED
+frames (what training on the video would see), never from the frames that a simulator still had in memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from deftly import storage
+from deftly.contract import fingerprint
+from deftly.data.augment import copy_shifted
+from deftly.data.images import check_image, resize_with_pad
+from deftly.progress import Progress
+from deftly.sim import processes
+from deftly.types import DataError, UsageError
+
+if TYPE_CHECKING:
+    from deftly.data.dataset import Dataset
+
+FORMAT = "frames-1"
+FREE_SHARE = 0.2  # of the free disk space that a store may take
+FRAMES = "frames.bin"
+DECODED_AT_ONCE = 256  # frames in memory: an episode of an hour must not need all of it
+
+
+class FrameStore:
+    """uint8 [N size size 3] per camera, row for row the dataset's frames. Pickles as paths: workers map the same pages."""
+
+    def __init__(self, paths: dict[str, Path], num_frames: int, image_size: int) -> None:
+        self.paths, self.num_frames, self.image_size = paths, num_frames, image_size
+        shape = (num_frames, image_size, image_size, 3)
+        self.frames: dict[str, np.ndarray] = {camera: _map(path, shape) for camera, path in paths.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrameStore, (self.paths, self.num_frames, self.image_size)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(frames.nbytes for frames in self.frames.values())
+
+    @classmethod
+    def prepare(cls, dataset: Dataset, cameras: tuple[str, ...], image_size: int, cache_dir: Path, workers: int = 0) -> FrameStore:
+        """Open the store of these cameras, decoding what is not there yet. Builders at the same time are safe: one fills, the others
+        wait. `workers` processes decode; 0 decodes in this one.
+
+        Raises:
+            UsageError: what is missing would take more than 20 % of the free disk space.
+            DataError: a frame cannot be decoded, or a camera has another number of frames than the dataset has rows.
+        """
+        one = dataset.num_frames * image_size * image_size * 3
+        homes = {camera: cache_dir / "frames" / store_key(dataset.hash, camera, image_size) for camera in cameras}
+        with _locked(cache_dir / "frames"):
+            missing = [camera for camera in cameras if not _is_complete(homes[camera], one)]
+            if missing:
+                _announce(len(missing) * one, cache_dir, missing, image_size)
+                with Progress("decode", len(missing) * dataset.num_episodes, "episodes") as progress:
+                    for camera in missing:
+                        _build(dataset, camera, image_size, homes[camera], workers, progress)
+        return cls({camera: home / FRAMES for camera, home in homes.items()}, dataset.num_frames, image_size)
+
+    def gather(
+        self, camera: str, rows: Int64[np.ndarray, "b t"], shifts: Int64[np.ndarray, "b 2"] | None = None
+    ) -> UInt8[np.ndarray, "b t h w 3"]:
+        """Copies of some frames; with `shifts`, all frames of window b are moved by (dy, dx) = shifts[b] with their edges repeated."""
+        frames = self.frames[camera]
+        if shifts is None:
+            return frames[rows]
+        result = np.empty((*rows.shape, *frames.shape[1:]), np.uint8)
+        for target, window, (dy, dx) in zip(result, rows.tolist(), shifts.tolist(), strict=True):
+            for image, row in zip(target, window, strict=True):
+                copy_shifted(frames[row], image, dy, dx)
+        return result
+
+
+def store_key(dataset_hash: str, camera: str, image_size: int) -> str:
+    """The name of a store's directory."""
+    return fingerprint([FORMAT, dataset_hash, camera, image_size])[:32]
+
+
+def default_cache(root: Path) -> Path:
+    """`DEFTLY_CACHE` where it is set; else beside the dataset, so that it goes when the dataset goes; else, where that cannot be written,
+    the user's cache directory."""
+    if named := os.environ.get("DEFTLY_CACHE"):
+        return Path(named)
+    if os.access(root, os.W_OK):
+        return root / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deftly"
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if not shape[0]:
+        return np.zeros(shape, np.uint8)  # an empty file cannot be mapped
+    return np.memmap(path, np.uint8, mode="r", shape=shape).view(np.ndarray)  # a plain view: slicing a memmap object costs microseconds
+
+
+def _is_complete(home: Path, num_bytes: int) -> bool:
+    """Whether a committed store is whole; a file that something truncated is built again."""
+    manifest, frames = home / storage.MANIFEST, home / FRAMES
+    if not manifest.is_file() or not frames.is_file() or frames.stat().st_size != num_bytes:
+        return False
+    try:
+        return storage.read_json(manifest)["bytes"] == num_bytes
+    except (DataError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One builder at a time per cache; the lock goes with the process, so a killed builder leaves nothing behind that blocks."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _announce(needed: int, cache_dir: Path, cameras: list[str], image_size: int) -> None:
+    free = shutil.disk_usage(cache_dir).free
+    if needed > FREE_SHARE * free:
+        raise UsageError(
+            f"{cache_dir}: decoded frames of {', '.join(cameras)} at {image_size} px need {_size(needed)}, more than {FREE_SHARE:.0%} "
+            f"of the {_size(free)} that are free; use a smaller image_size, fewer cameras, or set DEFTLY_CACHE to a larger disk"
+        )
+    print(
+        f"decoding {', '.join(cameras)} at {image_size} px: {_size(needed)} in {cache_dir} ({_size(free)} free)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**28 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def _build(dataset: Dataset, camera: str, image_size: int, home: Path, workers: int, progress: Progress) -> None:
+    """Fill a temporary directory and rename it into place."""
+    for leftover in home.parent.glob(f".{home.name}.*.tmp"):  # of a killed builder: we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = home.with_name(f".{home.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        path = temporary / FRAMES
+        num_bytes = dataset.num_frames * image_size * image_size * 3
+        with open(path, "wb") as file:
+            _reserve(file.fileno(), num_bytes)
+        _fill(dataset, camera, image_size, path, workers, progress)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        about = {"format": FORMAT, "dataset_hash": dataset.hash, "camera": camera, "image_size": image_size}
+        storage.write_json(temporary / storage.MANIFEST, {**about, "frames": dataset.num_frames, "bytes": num_bytes})
+        shutil.rmtree(home, ignore_errors=True)  # a truncated predecessor
+        os.replace(temporary, home)
+        storage.sync_directory(home.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _reserve(file: int, num_bytes: int) -> None:
+    """Take the space now: a disk that fills up later would show as a bus error."""
+    if sys.platform == "linux" and num_bytes:
+        os.posix_fallocate(file, 0, num_bytes)
+    else:
+        os.ftruncate(file, num_bytes)
+
+
+def _fill(dataset: Dataset, camera: str, image_size: int, path: Path, workers: int, progress: Progress) -> None:
+    """Decode every episode; with workers, each opens the dataset itself and writes its rows into the same file."""
+    episodes = range(dataset.num_episodes)
+    make = functools.partial(
+        _filler, functools.partial(type(dataset).open, dataset.root) if workers else lambda: dataset, camera, image_size, path
+    )
+    for _ in processes.run(make, episodes, workers=workers, name=lambda episode: f"decoding episode {episode}"):
+        progress.advance()
+
+
+def _filler(open_dataset: Callable[[], Dataset], camera: str, image_size: int, path: Path) -> Callable[[int], None]:
+    """What one process does with each episode; made in the process itself."""
+    return functools.partial(_fill_episode, open_dataset(), camera, image_size, path)
+
+
+def _fill_episode(dataset: Dataset, camera: str, image_size: int, path: Path, episode: int) -> None:
+    """Decode one episode into its rows of the file."""
+    start, end = (int(row) for row in dataset.episode_start[episode : episode + 2])
+    if start == end:
+        return
+    images = dataset.frames(episode, camera)
+    if len(images) != end - start:
+        raise DataError(
+            f"{dataset.root}: episode {episode}, camera {camera!r}: {len(images)} frames for {end - start} rows; repair or drop the episode"
+        )
+    check_image(images[0], f"{dataset.root}: episode {episode}, camera {camera!r}")
+    rows = np.memmap(path, np.uint8, mode="r+", shape=(dataset.num_frames, image_size, image_size, 3))
+    for row, image in zip(range(start, end), images, strict=True):
+        rows[row] = resize_with_pad(image, image_size)
+    rows.flush()

@@ -1,0 +1,82 @@
+"""A dataset in memory with what the data pipeline reads of `deftly.data.dataset.Dataset`, and a small real one on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deftly.contract import Camera, Embodiment, Vector
+from deftly.data.writer import DatasetWriter, EpisodeData
+
+TASKS = ("pick up the red cup", "Lift the blue ball!", "grab the green box")
+
+
+def robot(height: int = 32, width: int = 32, state: int = 5, action: int = 4) -> Embodiment:
+    return Embodiment(
+        name="toy",
+        rate_hz=10,
+        cameras=(Camera(name="head", height=height, width=width), Camera(name="wrist", height=height, width=width, role="wrist")),
+        state=Vector(names=tuple(f"joint_{i}" for i in range(state)), units=("rad",) * state),
+        action=Vector(names=tuple(f"target_{i}" for i in range(action)), units=("m",) * action, low=(-3.0,) * action, high=(3.0,) * action),
+        action_kind="end_effector_target",
+    )
+
+
+@dataclass
+class FakeDataset:
+    """Frame images encode their own row number, so that a test sees which row it got."""
+
+    lengths: tuple[int, ...] = (7, 5, 9)
+    embodiment: Embodiment = field(default_factory=robot)
+    scenes: list[Any] = field(default_factory=list)
+    root: Path = Path("fake")
+    hash: str = "fake"
+    tasks: tuple[str, ...] = TASKS
+    cameras: tuple[str, ...] = ("head", "wrist")
+    decoded: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_episodes, self.num_frames = len(self.lengths), sum(self.lengths)
+        self.episode_start = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
+        draw = np.random.default_rng(0)
+        self.state = draw.normal(size=(self.num_frames, len(self.embodiment.state))).astype(np.float32)
+        self.action = draw.normal(size=(self.num_frames, len(self.embodiment.action))).astype(np.float32)
+        self.task_of_frame = np.repeat(np.arange(self.num_episodes) % len(self.tasks), self.lengths).astype(np.int64)
+
+    def extra(self, name: str) -> list[Any]:
+        return list(self.scenes) if name == "scene" and self.scenes else [None] * self.num_episodes
+
+    def frames(self, episode: int, camera: str, indices: np.ndarray | None = None) -> np.ndarray:
+        indices = np.arange(self.lengths[episode]) if indices is None else indices
+        self.decoded += len(indices)
+        height, width = self.embodiment.camera(camera).height, self.embodiment.camera(camera).width
+        return np.stack([picture(int(self.episode_start[episode] + i), camera, height, width) for i in indices])
+
+
+def picture(row: int, camera: str, height: int, width: int) -> np.ndarray:
+    """A smooth picture whose colour says which row it is: video coding keeps it recognisable."""
+    y, x = np.mgrid[:height, :width]
+    base = (row * 37 + (100 if camera == "wrist" else 0)) % 200
+    return np.stack([base + 0 * x, (base + 2 * x) % 256, (base + 2 * y) % 256], axis=-1).clip(0, 255).astype(np.uint8)
+
+
+def write_dataset(root: Path, lengths: tuple[int, ...] = (7, 5, 9, 6), embodiment: Embodiment | None = None, scenes: list[Any] | None = None) -> Path:
+    """A real LeRobotDataset with the fake one's contents."""
+    fake = FakeDataset(lengths=lengths, embodiment=embodiment or robot())
+    with DatasetWriter(root, fake.embodiment) as writer:
+        for episode in range(fake.num_episodes):
+            rows = slice(int(fake.episode_start[episode]), int(fake.episode_start[episode + 1]))
+            writer.add(
+                EpisodeData(
+                    images={camera: fake.frames(episode, camera) for camera in fake.cameras},
+                    state=fake.state[rows],
+                    action=fake.action[rows],
+                    task=fake.tasks[int(fake.task_of_frame[rows][0])],
+                    extra_episode={} if scenes is None else {"scene": scenes[episode]},
+                )
+            )
+        writer.finish()
+    return root
