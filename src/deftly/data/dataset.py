@@ -159,12 +159,13 @@ class Dataset:
 
     def video_files(self) -> list[Path]:
         """Every mp4 that an episode refers to, camera by camera."""
-        return [path for key in self._episodes.videos for path in dict.fromkeys(self._video_path(key, e) for e in self._first_uses(key))]
+        return [path for key in self._episodes.videos for path in self.video_places(key).values()]
 
-    def _first_uses(self, key: str) -> list[int]:
+    def video_places(self, key: str) -> dict[tuple[int, int], Path]:
+        """The mp4 files of a video feature: (chunk, file) number -> path, in order."""
         places = self._episodes.videos[key]
-        _, first = np.unique(np.stack([places.chunk, places.file]), axis=1, return_index=True)
-        return [int(e) for e in first]
+        pairs, first = np.unique(np.stack([places.chunk, places.file]), axis=1, return_index=True)
+        return {(int(chunk), int(file)): self._video_path(key, int(e)) for chunk, file, e in zip(*pairs, first, strict=True)}
 
     def _video_path(self, key: str, episode: int) -> Path:
         places = self._episodes.videos[key]

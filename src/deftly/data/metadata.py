@@ -70,7 +70,9 @@ def write_metadata(
         total_tasks=len(tasks),
         video_path=VIDEO_PATH if any(item.dtype == "video" for item in features.values()) else None,
     )
-    sync_tree(root)
+    for name in ("data", "videos", "meta"):
+        if (root / name).is_dir():
+            sync_tree(root / name)
     _write_json(root / INFO_PATH, info.to_dict())
 
 
