@@ -166,6 +166,7 @@ def save_toy(directory: Path, mistake: str = "", size: int = 8) -> Path:
     """A policy directory for `load_toy`."""
     directory.mkdir(parents=True)
     storage.write_json(directory / "toy.json", {"mistake": mistake, "size": size})
+    storage.write_json(directory / "contract.json", {})  # by this file a policy directory is known
     storage.write_manifest(directory, {"format_version": 1})
     return directory
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from deftly import agent as agents
 from deftly import storage
 from deftly.contract import Embodiment
 from deftly.evaluation.baselines import ARMS, BASELINES, POLICY, actor_of, check_baselines, needs_rendering, sentence_of
@@ -50,12 +51,6 @@ class JudgedAgent(Actor, Protocol):
 
 
 Load = Callable[[Path], JudgedAgent]
-
-
-def load_agent(path: Path) -> JudgedAgent:
-    from deftly import agent
-
-    return agent.load(path)
 
 
 class Job(NamedTuple):
@@ -90,11 +85,12 @@ def evaluate(
     baselines: tuple[str, ...] = BASELINES,
     videos: int = 3,
     training_seeds: frozenset[int] = frozenset(),
-    load: Load = load_agent,
+    load: Load = agents.load,
 ) -> dict[str, Any]:
-    """Measure the policy in a policy directory (its `manifest.json` names its files) and return the summary.
+    """Measure a policy and return the summary.
 
     Args:
+        policy: a policy directory, a checkpoint or a run.
         directory: where plan, episodes, summary and videos go. One that already holds this evaluation is continued.
         workers: processes; 0 plays in this one; None takes one for each CPU core.
         videos: how many of the first successes, and of the first failures, are drawn.
@@ -104,6 +100,7 @@ def evaluate(
         UsageError: another evaluation is in `directory`; a baseline that does not exist or cannot act in this world.
         DataError: the policy's contract does not match the world; rows or plan were edited; scenes are shared with training.
     """
+    policy = agents.find_policy(policy)
     plan = Plan.parse(
         {
             "policy": storage.sha256(policy / storage.MANIFEST),
@@ -116,7 +113,7 @@ def evaluate(
         where="evaluate",
     )
     plan.check_disjoint(training_seeds)
-    check_fit(load(policy), world, plan.baselines)
+    check_fit(load(policy), world, plan)
     task = Task(policy, world, plan, load)
     count = cores() if workers is None else workers
     with locked(directory):
@@ -133,15 +130,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def check_fit(agent: JudgedAgent, world: WorldConfig, baselines: tuple[str, ...]) -> None:
-    """Refuse, before any episode, a world that the policy was not made for and baselines that cannot act in it."""
-    blank = world.build(render=False)
+def check_fit(agent: JudgedAgent, world: WorldConfig, plan: Plan) -> None:
+    """Refuse, before any episode: a world that the policy was not made for, baselines that cannot act in it, a machine that cannot draw."""
+    sample = world.build(render=True)
     try:
-        agent.check(blank.embodiment)
-        for arm in baselines:
-            actor_of(arm, agent, blank)
+        agent.check(sample.embodiment)
+        for arm in plan.baselines:
+            actor_of(arm, agent, sample)
+        observation, _ = sample.reset(seed=plan.episode_seed(0))
+        for name in observation["images"]:
+            _ = observation["images"][name]  # images may be drawn when they are read
     finally:
-        blank.close()
+        sample.close()
 
 
 @contextmanager

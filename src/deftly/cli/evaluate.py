@@ -1,0 +1,111 @@
+"""`deftly evaluate RUN`: a trained policy in closed loop, beside its baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deftly.agent import find_policy
+from deftly.data.dataset import Dataset
+from deftly.evaluation.baselines import BASELINES
+from deftly.evaluation.closed_loop import evaluate
+from deftly.evaluation.plan import EPISODES, SUMMARY, VIDEOS, name_for
+from deftly.evaluation.statistics import Proportion
+from deftly.run import RUN_FILE, Run
+from deftly.types import UsageError
+
+
+def main(arguments: list[str]) -> None:
+    tyro.cli(command, args=arguments, prog="deftly evaluate")
+
+
+def command(
+    run: tyro.conf.Positional[Path],
+    episodes: int = 100,
+    seed: int = 0,
+    workers: int | None = None,
+    name: str | None = None,
+    baselines: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(BASELINES) + "}")] = BASELINES,
+    videos: int = 3,
+) -> None:
+    """Measure a policy in closed loop on scenes that it has never seen, beside its baselines.
+
+    Stopped at any moment, the same command goes on where it was.
+
+    Args:
+        run: a run directory (its best checkpoint is judged), or one of its checkpoints.
+        episodes: scenes; each is played by the policy and by every baseline.
+        seed: which scenes; another seed gives an independent figure.
+        workers: processes; by default one for each CPU core.
+        name: of the directory below RUN/evaluation; by default `final`, or the seed's when that is taken.
+        baselines: what stands beside the policy.
+        videos: how many successes, and how many failures, are drawn.
+    """
+    directory, config = open_run(run)
+    if config.world is None:
+        raise UsageError(
+            f"{directory / RUN_FILE}: this run has no world to be judged in (world is null): its offline errors are in offline.json"
+        )
+    root = directory / "evaluation"
+    chosen = name or name_for(root, seed, episodes)
+    if Path(chosen).name != chosen or chosen.startswith("."):
+        raise UsageError(f"--name {chosen!r} is no plain directory name")
+    summary = evaluate(
+        find_policy(run),
+        config.world,
+        root / chosen,
+        episodes=episodes,
+        seed=seed,
+        workers=workers,
+        baselines=baselines,
+        videos=videos,
+        training_seeds=training_seeds(config),
+    )
+    show(summary, root / chosen)
+
+
+def open_run(path: Path) -> tuple[Path, Run]:
+    """The run directory that a run or a checkpoint belongs to, and its config; `UsageError` when there is none."""
+    for directory in (path, path.parent.parent, path.parent.parent.parent):
+        if (directory / RUN_FILE).is_file() and (directory / "checkpoints").is_dir():
+            return directory, Run.load(directory / RUN_FILE)
+    if not path.exists():
+        raise UsageError(f"{path}: no such directory; give a run, such as runs/demo")
+    raise UsageError(f"{path}: not a run, nor a checkpoint of one (no {RUN_FILE} beside checkpoints/); give a run, such as runs/demo")
+
+
+def training_seeds(run: Run) -> frozenset[int]:
+    """Seeds of the demonstrated scenes, where the dataset is still there and recorded them."""
+    if not (run.data.path / "meta" / "info.json").is_file():
+        return frozenset()
+    return frozenset(int(seed) for seed in Dataset.open(run.data.path).extra("seed") if seed is not None)
+
+
+def show(summary: dict[str, Any], directory: Path) -> None:
+    """The figures as a table, then the paths."""
+    console = Console()
+    table = Table(title="successes of episodes [95 % interval, percent]", title_justify="left")
+    table.add_column("")
+    table.add_column("on its own sentence", justify="right")
+    table.add_column("obeyed", justify="right")
+    refused = summary["success_rate"] is None
+    table.add_row("policy", "refused" if refused else str(proportion(summary)), "", style="bold")
+    for name, baseline in summary["baselines"].items():
+        obeyed = Proportion(baseline["obeyed"], baseline["episodes"]) if "obeyed" in baseline else ""
+        table.add_row(name.replace("_", "-"), str(proportion(baseline)), str(obeyed))
+    console.print(table)
+    failures = [f"{count} {name.replace('_', ' ')}" for name, count in summary["failures"].items() if count]
+    console.print(f"failures: {escape(', '.join(failures) or 'none')}", highlight=False)
+    for note in summary["notes"]:
+        console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
+    for name in (SUMMARY, EPISODES, VIDEOS):
+        console.print(escape(str(directory / name)), highlight=False, soft_wrap=True)
+
+
+def proportion(counts: dict[str, Any]) -> Proportion:
+    return Proportion(counts["successes"], counts["episodes"])
