@@ -1,0 +1,112 @@
+"""`deftly train NAME`: run a recipe, repeat a run from its run.json, or run a recipe of the user's own."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from deftly.run import Run, train
+from deftly.types import UsageError
+
+USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--small] [--FIELD VALUE ...]
+  NAME is a recipe ({recipes}), a run directory or its run.json, or my.py:recipe, which is your own code
+  --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16
+  `deftly train NAME --fields` lists every field with its value"""
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, train, print what came out."""
+    from deftly.recipes import RECIPES
+
+    usage = USAGE.format(recipes=", ".join(RECIPES))
+    parser = argparse.ArgumentParser(prog="deftly train", usage=usage, add_help=False, allow_abbrev=False)
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--fields", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    own, fields = parser.parse_known_args(arguments)
+    if own.help or own.name is None:
+        print("usage:", usage)
+        return
+    run = override(find_run(own.name, own.small), ["--help"] if own.fields else fields)
+    directory = own.out if own.out is not None else Path("runs") / run.name
+    print_summary(train(run, directory, resume=own.resume, device=own.device), directory)
+
+
+def find_run(name: str, small: bool) -> Run:
+    """The run that a word on the command line means; `UsageError` suggests the nearest recipe."""
+    from deftly.recipes import RECIPES
+
+    if name in RECIPES:
+        return RECIPES[name](small)
+    path = Path(name)
+    if ":" in name:
+        return own_recipe(*name.rsplit(":", 1), small=small)
+    if path.is_dir() and (path / "run.json").is_file():
+        path = path / "run.json"
+    if path.is_file():
+        return Run.load(path)
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"recipes: {', '.join(RECIPES)}"
+    raise UsageError(f"no recipe, run directory or run.json {name!r}; {hint}")
+
+
+def own_recipe(file: str, function: str, *, small: bool) -> Run:
+    """Call `function` of the user's Python file: it is code, and trusted. It takes `small: bool` or nothing, and returns a Run."""
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{file}: no such file; a recipe of your own is given as my.py:function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{file}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recipe: Any = getattr(module, function, None)
+    if not callable(recipe):
+        raise UsageError(f"{file} has no function {function!r}")
+    run = recipe(small) if recipe.__code__.co_argcount else recipe()
+    if not isinstance(run, Run):
+        raise UsageError(f"{file}:{function} returned {type(run).__name__}; a recipe returns a deftly.run.Run")
+    return run
+
+
+def override(run: Run, fields: list[str]) -> Run:
+    """`run` with leaves changed from the command line; unions keep the variant that the recipe chose."""
+    if not fields:
+        return run
+    changed = tyro.cli(Run, args=fields, default=run, prog="deftly train NAME", config=(tyro.conf.AvoidSubcommands,))
+    return Run.parse(changed.to_dict(), where="command line")
+
+
+def print_summary(summary: dict[str, Any], directory: Path) -> None:
+    """A table of the offline errors, and where everything lies."""
+    console = Console()
+    rows = summary.get("folds") or ([{k: v["l1_per_spread"] for k, v in summary["offline"].items()}] if "offline" in summary else [])
+    if rows:
+        table = Table(title="L1 on held-out episodes, in units of each action dimension's spread")
+        for heading in ("", *rows[0]):
+            table.add_column(heading.replace("_", " "), justify="right")
+        for index, row in enumerate(rows):
+            table.add_row(f"fold {index}" if len(rows) > 1 else "", *(f"{value:.4f}" for value in row.values()))
+        if "mean" in summary:
+            table.add_row("mean", *(f"{value:.4f}" for value in summary["mean"].values()), style="bold")
+        console.print(table)
+    if "policy_beats_both_baselines" in summary:
+        verdict = "beats" if summary["policy_beats_both_baselines"] else "does NOT beat"
+        console.print(f"the policy {verdict} both baselines in the mean over folds")
+    else:
+        plain = {key: value for key, value in summary.items() if isinstance(value, int | float | str)}
+        print(json.dumps(plain, ensure_ascii=False), file=sys.stderr)
+    print(f"run: {directory}")

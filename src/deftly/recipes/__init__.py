@@ -1,0 +1,13 @@
+"""Complete runs, one readable page each. A recipe is a function that returns a `Run`; `small=True` shrinks it to seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from deftly.recipes.bridge import bridge
+from deftly.recipes.demo import demo
+from deftly.recipes.imitate import imitate
+from deftly.run import Run
+
+RECIPES: dict[str, Callable[[bool], Run]] = {"demo": demo, "imitate": imitate, "bridge": bridge}
+"""What `deftly train NAME` knows; the user's own is `deftly train my.py:recipe`."""

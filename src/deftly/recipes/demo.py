@@ -1,0 +1,47 @@
+"""The demo: a robot arm that picks up the object that the sentence names, trained from pixels on two CPU cores.
+
+    deftly demo                       generate, train, evaluate, report
+    deftly train demo                 this page alone, on datasets/demo
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deftly.contract import Window
+from deftly.data.augment import AugmentConfig
+from deftly.data.source import DataConfig
+from deftly.models.heads import RegressionConfig
+from deftly.models.language import TextConfig
+from deftly.models.policy import PolicyConfig
+from deftly.models.vision import CNNConfig
+from deftly.run import Run
+from deftly.sim.tabletop import TabletopConfig
+from deftly.training.config import TrainingConfig
+from deftly.training.optim import AdamWConfig
+
+
+def demo(small: bool = False) -> Run:
+    return Run(
+        name="demo",
+        data=DataConfig(
+            path=Path("datasets/demo"),
+            image_size=96,
+            window=Window(frames=1, chunk=8),
+            batch_size=8 if small else 64,
+            augmentation=AugmentConfig(shift_pixels=4),
+            text_length=8,
+        ),
+        policy=PolicyConfig(vision=CNNConfig(widths=(32, 64)), text=TextConfig(), head=RegressionConfig()),
+        training=TrainingConfig(
+            steps=6 if small else 1500,
+            optimizer=AdamWConfig(learning_rate=1e-3),
+            ema_decay=0.998,
+            validate_every=250,
+            checkpoint_every=250,
+            channels_last=True,
+            threads=2,
+        ),
+        executed_steps=4,
+        world=TabletopConfig(),
+    )

@@ -1,0 +1,37 @@
+"""Imitation on any LeRobot v3.0 dataset: your own robot's demonstrations, two lines to change.
+
+    deftly train imitate --data.path DIR
+
+Expected: validation loss falls below the "mean action" and "repeat the last action" baselines, which are printed at the end. There is no
+world, so nothing is said about success: that needs your robot. Time grows with `--training.steps`; 5000 steps of 64 windows take about
+half an hour on two CPU cores at one 96 px camera, minutes on a GPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deftly.contract import Window
+from deftly.data.augment import AugmentConfig
+from deftly.data.source import DataConfig
+from deftly.models.heads import FlowMatchingConfig
+from deftly.models.policy import PolicyConfig
+from deftly.run import Run
+from deftly.training.config import TrainingConfig
+from deftly.training.optim import AdamWConfig
+
+
+def imitate(small: bool = False) -> Run:
+    return Run(
+        name="imitate",
+        data=DataConfig(
+            path=Path("DATASET"),  # give --data.path
+            image_size=32 if small else 96,
+            window=Window(frames=1, chunk=16),
+            batch_size=8 if small else 64,
+            augmentation=AugmentConfig(),
+        ),
+        policy=PolicyConfig(head=FlowMatchingConfig()),
+        training=TrainingConfig(steps=6 if small else 5000, optimizer=AdamWConfig(learning_rate=1e-3)),
+        executed_steps=8,
+    )

@@ -1,0 +1,205 @@
+"""A training run as data, and what carries it out: the only file that knows every part.
+
+```
+Run ─> data.build ─> contract ─> policy.build ─> objective.build ─> Trainer.fit ─> offline error on the held-out episodes
+```
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+from torch import Tensor
+
+from deftly import __version__, storage
+from deftly.agent import save_policy
+from deftly.config import Config
+from deftly.contract import require_same
+from deftly.data.dataset import Dataset
+from deftly.data.source import DataConfig, TrainingData
+from deftly.data.split import fold_episodes
+from deftly.evaluation.offline import l1_per_spread
+from deftly.models.policy import PolicyConfig
+from deftly.objectives.imitation import ImitationConfig
+from deftly.randomness import seed_global
+from deftly.sim.tabletop import TabletopConfig
+from deftly.training.config import TrainingConfig
+from deftly.training.trainer import Trainer
+from deftly.types import DataError, Policy, UsageError
+
+RUN_FILE, OFFLINE_FILE, FOLDS_FILE = "run.json", "offline.json", "folds.json"
+
+
+class Run(Config):
+    """Everything a training run is. A recipe is a function that returns one."""
+
+    name: str
+    seed: int = 0
+    data: DataConfig
+    policy: PolicyConfig = PolicyConfig()
+    objective: ImitationConfig = ImitationConfig()
+    training: TrainingConfig = TrainingConfig()
+    executed_steps: int = pydantic.Field(4, ge=1)
+    """How many actions of a chunk are played before the next inference."""
+    world: TabletopConfig | None = None
+    """Where the policy is judged in closed loop; null: offline only."""
+    folds: int | None = pydantic.Field(None, ge=2)
+    """Cross-validation: train this many policies, each without one share of the episodes, and report the mean offline error."""
+
+    @pydantic.model_validator(mode="after")
+    def check_steps(self) -> Run:
+        if self.executed_steps > self.data.window.chunk:
+            raise ValueError(f"executed_steps {self.executed_steps} is more than the chunk of {self.data.window.chunk} actions")
+        return self
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: CUDA where there is one. Raises `UsageError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"device {name!r}: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
+    return torch.device(name)
+
+
+def train(run: Run, directory: Path, *, resume: bool = False, device: str = "auto") -> dict[str, Any]:
+    """Carry out a run in `directory` and return its summary, which is also written there.
+
+    Raises `UsageError` or `DataError`, one line, before the first step when something does not fit.
+    """
+    if run.folds is None:
+        return _train_one(run, directory, resume=resume, device=choose_device(device))
+    return _train_folds(run, run.folds, directory, resume=resume, device=choose_device(device))
+
+
+def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device, split: Any = None) -> dict[str, Any]:
+    run = run.replace(training=run.training.resolve(device))
+    data = run.data.build(seed=run.seed, device=device, executed_steps=run.executed_steps, episodes=split)
+    try:
+        if run.world is not None:
+            remedy = "generate the dataset with this world, or change the run's world"
+            require_same(run.world.embodiment(), data.dataset.embodiment, f"the dataset {run.data.path} and the run's world", remedy)
+        policy = build_policy(run, data)
+        check_disk(policy, run, directory)
+        print_plan(run, data, policy, directory, device)
+        validation = data.validation.batches if data.validation is not None else None
+        trainer = Trainer(
+            run.objective.build(policy),
+            data.train,
+            run.training,
+            directory=directory,
+            seed=run.seed,
+            device=device,
+            write_policy=lambda folder, state: write_policy(folder, state, run, data),
+            run_json=run.to_dict(),
+            dataset_hash=data.dataset.hash,
+            contract=data.contract,
+            validation=validation,
+            title=run.name,
+        )
+        summary = trainer.fit(resume=resume)
+        storage.write_json(directory / "summary.json", summary)
+        if data.validation is not None:
+            summary = {**summary, "offline": offline(directory, data, device)}
+        return summary
+    finally:
+        data.close()
+
+
+def build_policy(run: Run, data: TrainingData) -> Policy:
+    """The run's policy with fresh weights: a function of the run's seed."""
+    contract = data.contract
+    seed_global("initial weights", run.seed)
+    return run.policy.build(
+        cameras=contract.cameras,
+        image_size=contract.image_size,
+        state_dim=len(contract.embodiment.state),
+        action_dim=len(contract.embodiment.action),
+        vocabulary=data.tokenizer.size,
+        text_length=contract.text_length,
+        window=contract.window,
+    )
+
+
+def write_policy(folder: Path, state: dict[str, Tensor], run: Run, data: TrainingData) -> None:
+    """Fill a `policy/` directory: everything that is needed to act."""
+    about = {"run": run.name, "seed": run.seed, "dataset": data.dataset.hash, "deftly": __version__, "torch": torch.__version__}
+    save_policy(folder, data.contract, data.statistics, data.tokenizer, run.policy, state, about)
+
+
+def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[str, Any]:
+    """Offline error of the policy that this run would act with, on the held-out episodes; written to `offline.json`."""
+    from deftly.agent import load
+
+    assert data.validation is not None
+    agent = load(directory, device=str(device))
+    action = data.encoder.action
+    mean = torch.from_numpy(action.normalize(_row(data, "mean"))).to(device)
+    spread = torch.from_numpy(_row(data, "std") / action.scale).to(device).float()
+    names = data.contract.embodiment.action.names
+    result = l1_per_spread(agent.policy, data.validation.batches(), mean=mean, spread=spread, names=names)
+    storage.write_json(directory / OFFLINE_FILE, result)
+    return result
+
+
+def _row(data: TrainingData, statistic: str) -> Any:
+    import numpy as np
+
+    return np.asarray(data.statistics["action"][statistic], np.float32)
+
+
+def _train_folds(run: Run, folds: int, directory: Path, *, resume: bool, device: torch.device) -> dict[str, Any]:
+    """One run per fold below `directory`; a finished fold is kept, so the same command goes on where it was killed."""
+    splits = fold_episodes(Dataset.open(run.data.path), folds, run.seed)
+    single = run.replace(folds=None)
+    if directory.exists() and not resume and any(directory.glob("fold-*")):
+        raise UsageError(f"{directory}: holds folds already; pass --resume to go on, or choose another directory")
+    storage.write_json(directory / RUN_FILE, run.to_dict())
+    results = []
+    for index, split in enumerate(splits):
+        part = directory / f"fold-{index}"
+        started = (part / "checkpoints").exists()
+        summary = _train_one(single.replace(name=f"{run.name} fold {index}"), part, resume=started, device=device, split=split)
+        results.append(summary["offline"])
+    means = {name: sum(result[name]["l1_per_spread"] for result in results) / folds for name in results[0]}
+    wins = all(means["policy"] < means[name] for name in means if name != "policy")
+    table = {
+        "folds": [{name: result[name]["l1_per_spread"] for name in result} for result in results],
+        "mean": means,
+        "policy_beats_both_baselines": wins,
+        "unit": "L1 per spread of each action dimension over valid steps",
+    }
+    storage.write_json(directory / FOLDS_FILE, table)
+    return table
+
+
+def check_disk(policy: Policy, run: Run, directory: Path) -> None:
+    """Room for the checkpoints that are kept, before the first step: weights, average, two moments, each float32."""
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    needed = 5 * 4 * parameters * (run.training.keep_last + 2)
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise DataError(f"{directory}: {free / 2**20:.0f} MiB free, the checkpoints need about {needed / 2**20:.0f} MiB; free some space")
+
+
+def print_plan(run: Run, data: TrainingData, policy: Policy, directory: Path, device: torch.device) -> None:
+    """What is about to happen, on stderr, before the first step."""
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    windows, steps, size = len(data.train), run.training.steps, run.data.batch_size
+    epochs = steps * size / max(windows, 1)
+    lines = {
+        "run": f"{run.name} -> {directory} (seed {run.seed})",
+        "data": json.dumps(data.summary(), ensure_ascii=False, default=str),
+        "policy": f"{parameters:,} parameters, cameras {', '.join(data.contract.cameras)} at {data.contract.image_size} px",
+        "training": f"{steps} steps of {size}, {epochs:.1f} epochs of {windows} windows, {run.training.precision} on {device}",
+        "adjusted": "; ".join([*data.encoder.state.adjusted, *data.encoder.action.adjusted]) or "no dimension needed a floor",
+    }
+    for name, text in lines.items():
+        print(f"{name:>9}  {text}", file=sys.stderr)
