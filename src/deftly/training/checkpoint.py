@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from deftly import storage
-from deftly.types import DataError
+from deftly.types import DataError, UsageError
 
 FORMAT_VERSION = 1
 POLICY, RUN, OBJECTIVE, RAW = "policy", "run.json", "objective.safetensors", "raw.safetensors"
@@ -105,6 +105,14 @@ class Checkpoints:
             for item in self.root.iterdir():
                 if item.is_dir() and (re.fullmatch(r"\.step-\d+\.\d+\.(tmp|old)", item.name) or is_remnant(item)):
                     shutil.rmtree(item)
+
+    def require_space(self, size: int) -> None:
+        """`UsageError` when the disk has no room for `size` bytes times every checkpoint that will be there at once."""
+        at_once = self.keep_last + 2  # the best, and the one that is being written
+        free = shutil.disk_usage(self.root.parent).free
+        if free < at_once * size:
+            need = at_once * size / 2**20
+            raise UsageError(f"{self.root}: {at_once} checkpoints need {need:.0f} MiB, the disk has {free / 2**20:.0f} MiB free; make room")
 
     def newest(self, say: Callable[[str], None]) -> Snapshot | None:
         """The newest checkpoint that verifies, or None where there is none at all.

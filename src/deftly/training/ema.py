@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from deftly.training.state import saved_tensors
+from deftly.training.state import Buffers, check_fit, saved_tensors
 
 
 class Ema:
@@ -29,9 +29,9 @@ class Ema:
             self.average[name] = tensor.detach().to(wide, copy=True)
             if not tensor.is_floating_point() or (name not in parameters and not bool(torch.isfinite(tensor).all())):
                 self.copied.add(name)
+        self.buffers = Buffers(module, not_saved)
         self.targets = [average for name, average in self.average.items() if name in parameters]
-        self.sources = [parameters[name] for name in self.average if name in parameters]
-        self.buffer_names = [name for name in self.average if name not in parameters]
+        self.sources: list[Tensor] = [parameters[name] for name in self.average if name in parameters]
 
     def decay_now(self) -> float:
         """min(decay, (1 + n) / (10 + n)) after n updates: the first weights are forgotten quickly."""
@@ -43,17 +43,18 @@ class Ema:
         weight = 1.0 - self.decay_now()
         self.updates += 1
         lerp(self.targets, self.sources, weight)
-        if self.buffer_names:
-            # Looked up each time, since a module may replace a buffer where it never replaces a parameter.
-            current = saved_tensors(self.module, self.not_saved)
-            floating = [name for name in self.buffer_names if name not in self.copied]
-            lerp([self.average[name] for name in floating], [current[name] for name in floating], weight)
-            for name in self.copied:
-                self.average[name].copy_(current[name])
+        targets, sources = [], []
+        for name, buffer in zip(self.buffers.names, self.buffers.current(), strict=True):
+            if name in self.copied:
+                self.average[name].copy_(buffer)
+            else:
+                targets.append(self.average[name])
+                sources.append(buffer)
+        lerp(targets, sources, weight)
 
-    def load(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Restore averages that `average` gave; names and shapes must be the same."""
-        assert tensors.keys() == self.average.keys()
+    def load(self, tensors: dict[str, Tensor], updates: int, where: str) -> None:
+        """Restore averages that `average` gave; `DataError` when a name or a shape is another."""
+        check_fit(self.average, tensors, where)
         for name, tensor in tensors.items():
             self.average[name].copy_(tensor)
         self.updates = updates
@@ -74,9 +75,9 @@ class Ema:
                     tensor.copy_(own[name])
 
 
-def lerp(targets: list[Tensor], sources: Sequence[Tensor], weight: float) -> None:
+def lerp(targets: list[Tensor], sources: list[Tensor], weight: float) -> None:
     """targets += weight * (sources - targets), in the targets' dtypes, in a few kernels for all of them."""
     if any(source.dtype != target.dtype for source, target in zip(sources, targets, strict=True)):
         sources = [source.to(target.dtype) for source, target in zip(sources, targets, strict=True)]
     if targets:
-        torch._foreach_lerp_(targets, sources, weight)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(targets, sources, weight)  # pyright: ignore

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deftly.training.state import saved_tensors
+from deftly.training.state import Buffers
 
 
 class TrainingError(RuntimeError):
@@ -23,16 +23,13 @@ class Guard:
         self.limit = limit
         self.skipped = 0
         self.in_a_row = 0
-        parameters = {id(parameter) for parameter in objective.parameters()}
-        # Running statistics change in the forward pass, so they are copied before it. Their modules change them in place.
-        self.buffers = [tensor for tensor in saved_tensors(objective, not_saved).values() if id(tensor) not in parameters]
-        self.backup = [buffer.clone() for buffer in self.buffers]
+        # Running statistics change in the forward pass, so they are copied before it.
+        self.buffers = Buffers(objective, not_saved)
+        self.backup = [buffer.clone() for buffer in self.buffers.current()]
 
-    @torch.no_grad()
     def remember(self) -> None:
         """Before the first forward pass of a step."""
-        if self.buffers:
-            torch._foreach_copy_(self.backup, self.buffers)  # pyright: ignore[reportPrivateImportUsage]
+        copy(self.backup, self.buffers.current())
 
     def accepts(self, loss: float, gradient_norm: float) -> bool:
         """Whether the step may update the weights. If not, it is counted and the buffers are as before it."""
@@ -41,9 +38,7 @@ class Guard:
             return True
         self.skipped += 1
         self.in_a_row += 1
-        if self.buffers:
-            with torch.no_grad():
-                torch._foreach_copy_(self.buffers, self.backup)  # pyright: ignore[reportPrivateImportUsage]
+        copy(self.buffers.current(), self.backup)
         return False
 
     def require_hope(self, step: int, report: Mapping[str, float], episodes: Tensor) -> None:
@@ -61,6 +56,12 @@ class Guard:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+@torch.no_grad()
+def copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def listed(episodes: Tensor, most: int = 16) -> str:

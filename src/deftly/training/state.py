@@ -16,6 +16,18 @@ def saved_tensors(module: nn.Module, not_saved: tuple[str, ...]) -> dict[str, Te
     return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if not name.startswith(prefixes)}
 
 
+class Buffers:
+    """The saved buffers of a module, looked up where they live each time: a module may replace one where it never replaces a parameter."""
+
+    def __init__(self, module: nn.Module, not_saved: tuple[str, ...]) -> None:
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        self.names = [name for name in saved_tensors(module, not_saved) if name not in parameters]
+        self.places = [(module.get_submodule(owner), local) for owner, _, local in (name.rpartition(".") for name in self.names)]
+
+    def current(self) -> list[Tensor]:
+        return [getattr(owner, local) for owner, local in self.places]
+
+
 def check_not_saved(objective: Objective) -> None:
     """`not_saved` must name sub-modules, and what is not saved must not learn: it could not be resumed. Raises `UsageError`."""
     kind = type(objective).__name__

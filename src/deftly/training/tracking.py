@@ -3,6 +3,7 @@
 ```
 {"step": 40, "kind": "train", "loss": …, "terms": {…}, "gradient_norm": …, "learning_rate": …, "samples": …, "skipped": 0, "time": {…}}
 {"step": 40, "kind": "validation", "loss": …, "terms": {…}, "is_best": true, "time": {…}}
+{"step": 41, "kind": "skipped", "loss": null, "terms": {…}, "gradient_norm": null, "episodes": "3, 5, 8", "time": {…}}
 ```
 `step` is the number of steps done. Numbers of a train line are means over the steps since the one before it. Everything outside of
 `time` (wall-clock seconds) is the same in a resumed run and in one that was never interrupted. A number that is not finite is null.
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deftly import storage
+from deftly.types import DataError
 
 METRICS = "metrics.jsonl"
 
@@ -44,7 +46,10 @@ class Metrics:
 
     def truncate(self, step: int) -> None:
         """Forget what was logged past `step`: those steps are about to be taken again."""
-        lines = [line for line in storage.read_lines(self.path) if line["step"] <= step]
+        lines = list(storage.read_lines(self.path))
+        if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
+            raise DataError(f"{self.path}: a line has no step; it is not the log of a training run, move it away")
+        lines = [line for line in lines if line["step"] <= step]
         storage.write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 

@@ -31,10 +31,10 @@ from deftly.training.checkpoint import Checkpoints, Snapshot, WritePolicy
 from deftly.training.config import TrainingConfig
 from deftly.training.display import Display
 from deftly.training.ema import Ema
-from deftly.training.guard import Guard, TrainingError
+from deftly.training.guard import Guard, TrainingError, listed
 from deftly.training.lifetime import Interrupt, interruptible, locked
 from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rate
-from deftly.training.precision import autocast, make_deterministic
+from deftly.training.precision import autocast, make_deterministic, native_bf16
 from deftly.training.state import check_not_saved, load_strictly, on_cpu, policy_state, saved_tensors
 from deftly.training.step import check_batch, clip, total_counts
 from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
@@ -128,7 +128,11 @@ class Trainer:
 
     def _begin(self, wants_resume: bool) -> None:
         """Start at the beginning, or where the newest checkpoint stands."""
-        self.checkpoints.sweep() if self.is_main else None
+        if self.is_main:
+            self.checkpoints.sweep()
+            self.checkpoints.require_space(self.plan()["checkpoint_bytes"])
+        if self.config.precision == "bf16" and not native_bf16(self.device):
+            self.display.say("WARNING: this device has no arithmetic units for bf16: fp32 would be faster")
         if not wants_resume and self.checkpoints.steps():
             raise UsageError(
                 f"{self.directory}: holds a run at step {self.checkpoints.steps()[-1]}; pass --resume to go on, or choose another directory"
@@ -212,18 +216,26 @@ class Trainer:
         rate = self.learning_rate()
         self.step += 1
         self.samples += len(batch) * distributed.world_size()
-        self.stream.feedback(report)
         if accepted:
+            self.stream.feedback(report)
             self.running.add(report)
         else:
-            self.guard.require_hope(self.step, report, batch.episode)
-            self.display.say(f"WARNING: step {self.step} skipped: loss {report['loss']}, gradient norm {report['gradient_norm']}")
+            self._skipped(batch, report)
         self.display.update(self.step, self.samples, report["loss"])
         if self._due(self.config.log_every):
             self._log(rate)
         is_best = self._due(self.config.validate_every) and self._validate()
         if self._due(self.config.checkpoint_every) or is_best:
             self._save(final=self.step == self.config.steps)
+
+    def _skipped(self, batch: Batch, report: dict[str, float]) -> None:
+        """Say that a step was not applied; raises `TrainingError` when it was one too many."""
+        numbers, episodes = dict(report), listed(batch.episode)
+        loss, norm = numbers.pop("loss"), numbers.pop("gradient_norm")
+        self.display.say(f"WARNING: step {self.step} skipped: loss {loss}, gradient norm {norm}, episodes {episodes}")
+        line = {"step": self.step, "kind": "skipped", "loss": loss, "terms": numbers, "gradient_norm": norm, "episodes": episodes}
+        self._write({**line, "time": {"elapsed": self.time.elapsed()}})
+        self.guard.require_hope(self.step, report, batch.episode)
 
     def _due(self, every: int | None) -> bool:
         return self.step == self.config.steps or (every is not None and self.step % every == 0)
@@ -330,7 +342,7 @@ class Trainer:
         resume.require_average(self.ema is not None, snapshot, where)
         load_strictly(self.objective, self.objective.not_saved, snapshot.raw if snapshot.raw is not None else snapshot.objective, where)
         if self.ema is not None:
-            self.ema.load(snapshot.objective, state["ema_updates"])
+            self.ema.load(snapshot.objective, state["ema_updates"], where)
         load_optimizer(self.optimizer, self.optimizer_names, snapshot.optimizer)
         self.stream.load_state(state["stream"])
         self.guard.load_state(state["guard"])
@@ -338,6 +350,22 @@ class Trainer:
         self.time.load_state(state["seconds"])
         self.step = self.saved_step = state["step"]
         self.samples, self.best, self.last = state["samples"], state["best"], dict(state["last"])
+
+    def plan(self) -> dict[str, Any]:
+        """What is about to happen, as plain data: to be printed before the first step."""
+        decayed, plain = (sum(parameter.numel() for parameter in group["params"]) for group in self.optimizer.param_groups)
+        saved = sum(tensor.nbytes for tensor in saved_tensors(self.objective, self.objective.not_saved).values())
+        return {
+            "steps": self.config.steps,
+            "accumulation": self.config.accumulation,
+            "precision": self.config.precision,
+            "device": self.identity.environment["device"],
+            "threads": self.identity.environment["threads"],
+            "parameters": decayed + plain,
+            "parameters_with_weight_decay": decayed,
+            # Twice the weights (policy/ and objective), their average, and two moments of every trainable one.
+            "checkpoint_bytes": (3 if self.ema is not None else 2) * saved + 2 * sum(parameter.nbytes for parameter in self.parameters),
+        }
 
     def summary(self) -> dict[str, Any]:
         """What became of the run, as plain data."""
