@@ -19,7 +19,10 @@ HIDDEN_GROUP = 5  # not drawn by default
 MAX_LEAD_M = 0.045  # how far the set-point may run ahead of the tip: a blocked arm does not wind up
 _FINGER_RATE = robot.FINGER_SPEED / robot.RATE_HZ
 _TIP_RATE = robot.TIP_SPEED / robot.RATE_HZ
-_CHANGED = ("geom_size", "geom_pos", "geom_rbound", "geom_rgba", "geom_friction", "geom_contype", "geom_conaffinity", "cam_pos")
+_CHANGED = (
+    *("geom_size", "geom_pos", "geom_rbound", "geom_rgba", "geom_friction", "geom_contype", "geom_conaffinity", "cam_pos"),
+    *("body_mass", "body_subtreemass", "body_inertia", "body_ipos", "body_gravcomp"),
+)
 _LIGHT_TILT_DEG, _LIGHT_AZIMUTH_DEG = 30.0, 50.0
 
 
@@ -55,6 +58,8 @@ class Physics:
         """Start an episode: objects standing, the tip at `tip` [3], fingers at `opening` (fraction), everything at rest."""
         self.scene = scene
         mujoco.mj_resetData(self.model, self.data)
+        for name, values in self._nominal.items():
+            getattr(self.model, name)[:] = values  # or a type's sizes would linger in slots that now hold another, or nothing
         for index in range(len(self._slots)):
             self._fill_slot(index, appearance)
         self._light(appearance)
@@ -79,9 +84,9 @@ class Physics:
                 model.geom_group[g] = 2 if used else HIDDEN_GROUP
                 model.geom_contype[g] = self._nominal["geom_contype"][g] if used else 0
                 model.geom_conaffinity[g] = self._nominal["geom_conaffinity"][g] if used else 0
-        model.body_gravcomp[body] = 0.0 if item else 1.0  # an empty slot floats where it is parked
         if item is None:
-            return
+            return  # an empty slot floats where it is parked, weightless
+        model.body_gravcomp[body] = 0.0
         shape, scale = SHAPES[item.type], item.scale
         mass = shape.mass * (1.0 + appearance.mass[index])
         radius, height = shape.width / 2 * scale, shape.height * scale

@@ -170,7 +170,7 @@ def model_xml(num_slots: int) -> str:
   </option>
   <visual>
     <global offwidth="640" offheight="640"/>
-    <quality offsamples="0" shadowsize="0" numslices="16" numstacks="6" numquads="1"/>
+    <quality offsamples="0" shadowsize="0" numslices="16" numstacks="5" numquads="1"/>
     <map znear="0.02" zfar="6"/>
     <headlight ambient="0.36 0.36 0.36" diffuse="0.22 0.22 0.22" specular="0 0 0"/>
   </visual>
