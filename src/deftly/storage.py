@@ -132,6 +132,7 @@ def commit(directory: Path, fill: Callable[[Path], None], about: dict[str, Any])
         write_manifest(temporary, about)
         if directory.exists():
             retired = directory.with_name(f".{directory.name}.{os.getpid()}.old")
+            shutil.rmtree(retired, ignore_errors=True)
             os.replace(directory, retired)
             os.replace(temporary, directory)
             shutil.rmtree(retired)
@@ -164,6 +165,8 @@ def verify(directory: Path) -> dict[str, Any]:
         path = inside(directory, name)
         if not path.is_file():
             raise DataError(f"{path}: listed in {MANIFEST} but missing; the directory is incomplete, use an earlier one")
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+            raise DataError(f"{directory / MANIFEST}: the entry of {name!r} has no bytes and sha256; the manifest is corrupt")
         if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
             raise DataError(f"{path}: differs from its sha256 in {MANIFEST}; the file is corrupt, use an earlier one")
     return manifest
