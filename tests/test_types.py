@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from batches import random_batch
 
+from batches import random_batch
 from deftly.types import DataError, Mean, Term, Tokens, UsageError
 
 
