@@ -10,6 +10,7 @@ import functools
 import hashlib
 import math
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,10 +52,16 @@ def seed_global(name: str, *parts: int) -> None:
     random.seed(seed)
 
 
-def _philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds on broadcastable int64 tensors that hold 32-bit words; products wrap modulo 2^64 and masking recovers both halves."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
+def _philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox on broadcastable int64 tensors (not scalars) of 32-bit words. On the CPU in numpy, whose small operations cost less."""
+    if counter[0].device.type != "cpu":
+        return _rounds(*counter, *key)
+    words = _rounds(*(tensor.numpy() for tensor in (*counter, *key)))
+    return tuple(torch.from_numpy(word) for word in words)
+
+
+def _rounds(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
+    """Ten rounds; products wrap modulo 2^64 and masking recovers both halves."""
     for _ in range(10):
         p0, p1 = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
@@ -114,14 +121,14 @@ def permute(index: Int64[Tensor, "n"], size: int, seed: int, epoch: int) -> Int6
     half = max(1, -(-max(size - 1, 1).bit_length() // 2))
     mask = (1 << half) - 1
     name = seed_of("order", seed, epoch)
-    result = index.clone()
-    outside = torch.ones_like(result, dtype=torch.bool)
-    while bool(outside.any()):
+    result = index.cpu().numpy().copy()
+    outside = np.arange(len(result))
+    while len(outside):
         left, right = result[outside] >> half, result[outside] & mask
-        zero = torch.zeros_like(left)
+        zero = np.zeros_like(left)
         for round_number in range(4):
-            word = _philox((right, zero + round_number, zero, zero), (zero + (name & _LOW), zero + (name >> 32)))[0]
+            word = _rounds(right, zero + round_number, zero, zero, name & _LOW, name >> 32)[0]
             left, right = right, left ^ (word & mask)
         result[outside] = (left << half) | right
-        outside = result >= size
-    return result
+        outside = outside[result[outside] >= size]
+    return torch.from_numpy(result).to(index.device)
