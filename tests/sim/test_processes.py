@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from deftly.sim.processes import JobFailed, WorkerDied, run
+from deftly.sim.processes import JobFailed, WorkerDied, run, usable_cores
 from deftly.types import UsageError
 
 
@@ -81,3 +81,12 @@ def test_no_jobs_and_wrong_numbers() -> None:
     assert list(run(worker, [], workers=2)) == []
     with pytest.raises(UsageError, match="0 or more"):
         run(worker, [1], workers=-1)
+
+
+@pytest.mark.parametrize(("quota", "most"), [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None)])
+def test_usable_cores_respect_a_container(tmp_path, quota, most):
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(quota)
+    unlimited = usable_cores(tmp_path / "nowhere")
+    assert unlimited >= 1
+    assert usable_cores(tmp_path) == (most or unlimited)

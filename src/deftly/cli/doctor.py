@@ -64,7 +64,7 @@ def examine(directory: Path) -> list[Finding]:
         "rendering": lambda: [rendering()],
         "video": lambda: [video()],
         "disk": lambda: [disk(directory), shared_memory()],
-        "memory": lambda: [memory(available_memory()), cores(usable_cores())],
+        "memory": lambda: [memory(available_memory()), cores()],
     }
     findings = []
     for name, check in checks.items():
@@ -204,20 +204,12 @@ def available_memory(root: Path = Path("/")) -> float | None:
     return min(available, max(0.0, limit - used))
 
 
-def cores(count: float) -> Finding:
-    if count < 2:
-        return Finding("cores", "warn", f"{count:g}", "deftly works on one core; two make the demo take ten minutes")
-    return Finding("cores", "ok", f"{count:g}")
+def cores() -> Finding:
+    from deftly.sim.processes import usable_cores
 
-
-def usable_cores(root: Path = Path("/")) -> float:
-    """Cores that this process may use: its affinity, and its container's quota."""
-    count = float(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1)
-    try:
-        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
-        return min(count, float(quota) / float(period))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return count
+    if usable_cores() < 2:
+        return Finding("cores", "warn", "1", "deftly works on one core; with two the demo takes ten minutes")
+    return Finding("cores", "ok", str(usable_cores()))
 
 
 def show(findings: list[Finding]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from deftly.data.store import FrameStore, default_cache
 from deftly.data.tokenizer import TextTokenizer
 from deftly.data.windows import rows_of
 from deftly.randomness import seed_of
+from deftly.sim.processes import usable_cores
 from deftly.types import DataError, UsageError
 
 FEW_FRAMES = 20_000  # below this, decoding is done before worker processes have started
@@ -211,8 +211,3 @@ def columns_of(dataset: Dataset, encoder: ObservationEncoder) -> Columns:
 def evenly(rows: np.ndarray, count: int) -> np.ndarray:
     """At most `count` of `rows`, evenly spaced."""
     return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,8 +11,6 @@ The initial state is a function of (seed, episode), the same for every arm. Rows
 from __future__ import annotations
 
 import fcntl
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,7 +113,7 @@ def evaluate(
     plan.check_disjoint(training_seeds)
     check_fit(load(policy), world, plan)
     task = Task(policy, world, plan, load)
-    count = cores() if workers is None else workers
+    count = processes.usable_cores() if workers is None else workers
     with locked(directory):
         write_or_match(plan, directory)
         storage.mend_lines(directory / EPISODES)
@@ -123,11 +121,6 @@ def evaluate(
         summary = write_summary(directory)
         draw(task, directory, videos, count)
     return summary
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def check_fit(agent: JudgedAgent, world: WorldConfig, plan: Plan) -> None:

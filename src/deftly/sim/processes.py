@@ -7,11 +7,13 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +21,16 @@ import torch
 from deftly.types import DataError, UsageError
 
 IN_FLIGHT = 2  # jobs per worker that are queued or finished and not yet taken: bounds memory when the consumer is slow
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use: its affinity, and its container's quota (below `root`)."""
+    count = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    try:
+        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(count, round(float(quota) / float(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return count
 
 
 class WorkerDied(RuntimeError):
