@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from deftly.agent import find_policy
 from deftly.data.dataset import Dataset
-from deftly.evaluation.baselines import BASELINES
+from deftly.evaluation.baselines import BASELINES, Baseline
 from deftly.evaluation.closed_loop import evaluate
 from deftly.evaluation.plan import EPISODES, SUMMARY, VIDEOS, name_for
 from deftly.evaluation.statistics import Proportion
@@ -30,7 +30,7 @@ def command(
     seed: int = 0,
     workers: int | None = None,
     name: str | None = None,
-    baselines: Annotated[tuple[str, ...], tyro.conf.arg(metavar="{" + ",".join(BASELINES) + "}")] = BASELINES,
+    baselines: tuple[Baseline, ...] = BASELINES,
     videos: int = 3,
 ) -> None:
     """Measure a policy in closed loop on scenes that it has never seen, beside its baselines.

@@ -10,6 +10,8 @@ If blind or deaf come near the policy, it does not look or does not listen.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 
 from deftly.contract import Embodiment
@@ -18,12 +20,13 @@ from deftly.rollout import Actor, Sentence
 from deftly.types import Observation, UsageError, World
 
 POLICY = "policy"
-BASELINES = ("no_op", "random", "blind", "deaf")
+Baseline = Literal["no_op", "random", "blind", "deaf"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 ARMS = (POLICY, *BASELINES)
 _RENDERED = (POLICY, "deaf")  # the others never look: their worlds do not draw
 
 
-def check_baselines(names: tuple[str, ...]) -> tuple[str, ...]:
+def check_baselines(names: tuple[str, ...]) -> tuple[Baseline, ...]:
     """The names in canonical order; `UsageError` for an unknown one."""
     for name in names:
         if name not in BASELINES:
