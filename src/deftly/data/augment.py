@@ -59,9 +59,9 @@ class AugmentConfig(Config):
 OFF = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, noise=0, shift_pixels=0)
 
 
-def draw_shifts(key: Int64[Tensor, "b"], camera: str, pixels: int) -> Int64[np.ndarray, "b 2"]:
-    """(dy, dx) of each sample, uniform in -pixels .. pixels."""
-    return integers(key.cpu(), f"augment.shift.{camera}", -pixels, pixels + 1, (2,)).numpy()
+def draw_shifts(key: Int64[Tensor, "b"], cameras: int, pixels: int) -> Int64[np.ndarray, "cameras b 2"]:
+    """(dy, dx) of each camera and sample, uniform in -pixels .. pixels."""
+    return integers(key.cpu(), "augment.shift", -pixels, pixels + 1, (cameras, 2)).transpose(0, 1).numpy()
 
 
 def copy_shifted(source: UInt8[np.ndarray, "... h w 3"], target: UInt8[np.ndarray, "... h w 3"], dy: int, dx: int) -> None:
@@ -81,27 +81,24 @@ def copy_shifted(source: UInt8[np.ndarray, "... h w 3"], target: UInt8[np.ndarra
         target[..., bottom:, :, :] = target[..., bottom - 1 : bottom, :, :]
 
 
-def colour_maps(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b 3"]]:
-    """(matrix, offset) in levels 0 .. 255: hue, then saturation, contrast, brightness. Offsets are whole levels, see `apply_colour`."""
-    draws = uniform(key.cpu(), f"augment.colour.{camera}", (4,)) * 2 - 1
-    brightness, contrast, saturation = (1 + draws[:, i] * s for i, s in enumerate((config.brightness, config.contrast, config.saturation)))
-    angle = draws[:, 3] * (config.hue * 2 * math.pi)
+def colour_maps(key: Int64[Tensor, "b"], cameras: int, config: AugmentConfig) -> tuple[Float[Tensor, "c b 3 3"], Float[Tensor, "c b"]]:
+    """(matrix, offset) of each camera and sample in levels 0 .. 255: hue, then saturation, contrast, brightness.
+
+    The offset is the same for the three channels, and a whole number of levels: see `apply_colour`.
+    """
+    draws = (uniform(key.cpu(), "augment.colour", (cameras, 4)) * 2 - 1).transpose(0, 1)
+    brightness, contrast, saturation = (1 + draws[..., i] * s for i, s in enumerate((config.brightness, config.contrast, config.saturation)))
+    angle = draws[..., 3, None, None] * (config.hue * 2 * math.pi)
     # Rodrigues' rotation about the grey axis (1, 1, 1) / sqrt(3): greys stay where they are
-    cosine, sine = angle.cos()[:, None, None], angle.sin()[:, None, None] / math.sqrt(3)
-    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
-    hue = cosine * torch.eye(3) + sine * cross + (1 - cosine) / 3
-    gray = torch.tensor(GRAY).expand(3, 3)
-    saturate = saturation[:, None, None] * torch.eye(3) + (1 - saturation)[:, None, None] * gray
-    matrix = (brightness * contrast)[:, None, None] * (saturate @ hue)
-    offset = (brightness * (1 - contrast) * MIDDLE).round()
-    return matrix, offset[:, None].expand(-1, 3).contiguous()
+    cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    hue = angle.cos() * torch.eye(3) + angle.sin() * cross + (1 - angle.cos()) / 3
+    saturate = saturation[..., None, None] * torch.eye(3) + (1 - saturation[..., None, None]) * torch.tensor(GRAY)
+    matrix = (brightness * contrast)[..., None, None] * (saturate @ hue)
+    return matrix, (brightness * (1 - contrast) * MIDDLE).round()
 
 
 def apply_colour(
-    images: UInt8[Tensor, "b t 3 h w"],
-    matrix: Float[Tensor, "b 3 3"],
-    offset: Float[Tensor, "b 3"],
-    noise: Float[Tensor, "b n"] | None = None,
+    images: UInt8[Tensor, "b t 3 h w"], matrix: Float[Tensor, "b 3 3"], offset: Float[Tensor, "b"], noise: Float[Tensor, "b n"] | None = None
 ) -> UInt8[Tensor, "b t 3 h w"]:
     """round(clamp(matrix @ colour + offset)) at every pixel, in the memory layout of the loader (channels last).
 
@@ -111,15 +108,16 @@ def apply_colour(
     size = len(images)
     pixels = images.permute(0, 1, 3, 4, 2).contiguous()
     result = torch.empty_like(pixels)
-    count = pixels[0].numel() // 3
-    group = GROUP if count % GROUP == 0 else 1
+    group = GROUP if pixels[0].numel() % (3 * GROUP) == 0 else 1
     weights = torch.einsum("bij,pq->bpjqi", matrix, torch.eye(group, device=matrix.device)).reshape(size, 3 * group, 3 * group)
-    shifted = (offset + ROUNDING).repeat(1, group)[:, None]
+    shifted = (offset + ROUNDING)[:, None, None]
     source, target = pixels.view(size, -1, 3 * group), result.view(size, -1, 3 * group)
-    step = CHUNK if images.device.type == "cpu" else size
+    step = min(size, CHUNK) if images.device.type == "cpu" else size
+    before, after = (torch.empty(step, *source.shape[1:], device=images.device) for _ in range(2))
     for i in range(0, size, step):
         part = slice(i, i + step)
-        levels = torch.bmm(source[part].to(torch.float32), weights[part])
+        colours, levels = before[: size - i], after[: size - i]
+        torch.bmm(colours.copy_(source[part]), weights[part], out=levels)
         if noise is not None:
             levels += noise[part].view_as(levels)
         levels.add_(shifted[part]).clamp_(ROUNDING, ROUNDING + 255)
@@ -134,19 +132,19 @@ def _noise_bank(device: torch.device) -> Float[Tensor, "n"]:
 
 
 def noise_levels(key: Int64[Tensor, "b"], camera: str, strength: float, count: int, device: torch.device) -> Float[Tensor, "b count"]:
-    """White noise in levels."""
-    start = integers(key.cpu(), f"augment.noise.{camera}", 0, NOISE_BANK).to(device)
-    place = (start[:, None] + torch.arange(count, device=device)) % NOISE_BANK
-    return _noise_bank(device)[place] * (255 * strength)
+    """White noise in levels; the bank repeats where it is too short."""
+    bank = _noise_bank(device).repeat(2 + count // NOISE_BANK)
+    starts = integers(key.cpu(), f"augment.noise.{camera}", 0, NOISE_BANK).tolist()
+    return torch.stack([bank[start : start + count] for start in starts]).mul_(255 * strength)
 
 
 def augment_colour(batch: Batch, config: AugmentConfig) -> Batch:
     """The batch with its images' colours changed, on the device that they are on; the batch itself where nothing is configured."""
     if not config.changes_colour:
         return batch
+    matrices, offsets = colour_maps(batch.key, len(batch.images), config)
     images = {}
-    for camera, image in batch.images.items():
-        matrix, offset = (part.to(image.device) for part in colour_maps(batch.key, camera, config))
+    for (camera, image), matrix, offset in zip(batch.images.items(), matrices, offsets, strict=True):
         noise = noise_levels(batch.key, camera, config.noise, image[0].numel(), image.device) if config.noise else None
-        images[camera] = apply_colour(image, matrix, offset, noise)
+        images[camera] = apply_colour(image, matrix.to(image.device), offset.to(image.device), noise)
     return replace(batch, images=images)

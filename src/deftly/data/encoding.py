@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 
 from deftly.contract import Contract, fingerprint
 from deftly.data.images import check_image, resize_with_pad
-from deftly.data.normalize import ACTION, STATE, Normalizer
+from deftly.data.normalize import Normalizer
+from deftly.data.schema import ACTION, STATE
 from deftly.data.tokenizer import TextTokenizer
 from deftly.types import Batch, DataError, Observation, Tokens
 

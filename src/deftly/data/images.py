@@ -18,8 +18,8 @@ def fit_inside(height: int, width: int, size: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def resize_with_pad(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The whole image, aspect kept, centred in a black square of `size` pixels. Returns `image` itself when it is that square already.
+def resize_with_pad(image: np.ndarray, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The whole uint8 [h w 3] image, aspect kept, centred in a black square of `size` pixels; `image` itself when it is that already.
 
     Bilinear over the area that a target pixel covers (no aliasing when shrinking), in integer arithmetic: the same bits everywhere.
 

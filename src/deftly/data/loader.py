@@ -42,29 +42,27 @@ class Order:
 
     def __init__(self, num_windows: int, seed: int) -> None:
         self.num_windows, self.seed = num_windows, seed
-        self._block = -1
+        self._block = (-1, -1)
         self._index = self._key = torch.zeros(0, dtype=torch.int64)
 
     def take(self, start: int, count: int) -> tuple[Int64[Tensor, "count"], Int64[Tensor, "count"]]:
         """(window index, key) of samples start .. start + count - 1."""
         parts = []
         while count > 0:
-            block, offset = divmod(start, BLOCK)
-            if block != self._block:
-                self._compute(block)
-            taken = slice(offset, min(offset + count, BLOCK))
+            epoch, position = divmod(start, self.num_windows)
+            block, offset = divmod(position, BLOCK)
+            if (epoch, block) != self._block:
+                self._compute(epoch, block)
+            taken = slice(offset, offset + count)
             parts.append((self._index[taken], self._key[taken]))
             start, count = start + len(parts[-1][0]), count - len(parts[-1][0])
         return torch.cat([index for index, _ in parts]), torch.cat([key for _, key in parts])
 
-    def _compute(self, block: int) -> None:
-        number = torch.arange(block * BLOCK, (block + 1) * BLOCK)
-        epoch, position = number // self.num_windows, number % self.num_windows
-        index = torch.empty_like(number)
-        for one in range(int(epoch[0]), int(epoch[-1]) + 1):
-            here = epoch == one
-            index[here] = permute(position[here], self.num_windows, self.seed, one)
-        self._block, self._index, self._key = block, index, sample_keys(self.seed, epoch, position)
+    def _compute(self, epoch: int, block: int) -> None:
+        position = torch.arange(block * BLOCK, min((block + 1) * BLOCK, self.num_windows))
+        self._index = permute(position, self.num_windows, self.seed, epoch)
+        self._key = sample_keys(self.seed, torch.full_like(position, epoch), position)
+        self._block = epoch, block
 
 
 @dataclass(kw_only=True)
@@ -97,10 +95,12 @@ class Windows(TorchDataset):
         first = start[episode]
         at = window_rows(rows, first, start[episode + 1], contract.window)
         state, action, task = columns.state.numpy(), columns.action.numpy(), columns.task.numpy()[rows]
+        pixels = augmentation.shift_pixels
+        shifts = draw_shifts(key, len(contract.cameras), pixels) if pixels else [None] * len(contract.cameras)
         images = {}
-        for name in contract.cameras:
-            shifted = augmentation.shift_pixels and (augmentation.shift_wrist or contract.embodiment.camera(name).role != "wrist")
-            images[name] = self.store.gather(name, at.observation, draw_shifts(key, name, augmentation.shift_pixels) if shifted else None)
+        for name, shift in zip(contract.cameras, shifts, strict=True):
+            is_moved = augmentation.shift_wrist or contract.embodiment.camera(name).role != "wrist"
+            images[name] = self.store.gather(name, at.observation, shift if is_moved else None)
         gathered = Gathered(
             images=images,
             state=state[at.observation],

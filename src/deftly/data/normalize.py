@@ -14,7 +14,6 @@ from jaxtyping import Float
 
 from deftly.types import DataError
 
-STATE, ACTION = "observation.state", "action"
 Mode = Literal["identity", "mean_std", "min_max", "quantile"]
 FLOOR = 1e-2  # of the typical (median) spread of the feature's dimensions that move at all
 EPSILON = 1e-6  # of the largest magnitude: below this a dimension is constant but for rounding

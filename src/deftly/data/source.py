@@ -17,7 +17,7 @@ from deftly.data.augment import AugmentConfig
 from deftly.data.dataset import Dataset
 from deftly.data.encoding import ObservationEncoder, Statistics, plain_statistics
 from deftly.data.loader import Columns, Loader, Windows
-from deftly.data.normalize import ACTION, STATE
+from deftly.data.schema import ACTION, STATE
 from deftly.data.split import Split, check_split, split_episodes
 from deftly.data.statistics import statistics
 from deftly.data.store import FrameStore, default_cache

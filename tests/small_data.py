@@ -63,7 +63,9 @@ def picture(row: int, camera: str, height: int, width: int) -> np.ndarray:
     return np.stack([base + 0 * x, (base + 2 * x) % 256, (base + 2 * y) % 256], axis=-1).clip(0, 255).astype(np.uint8)
 
 
-def write_dataset(root: Path, lengths: tuple[int, ...] = (7, 5, 9, 6), embodiment: Embodiment | None = None, scenes: list[Any] | None = None) -> Path:
+def write_dataset(
+    root: Path, lengths: tuple[int, ...] = (7, 5, 9, 6), embodiment: Embodiment | None = None, scenes: list[Any] | None = None
+) -> Path:
     """A real LeRobotDataset with the fake one's contents."""
     fake = FakeDataset(lengths=lengths, embodiment=embodiment or robot())
     with DatasetWriter(root, fake.embodiment) as writer:
