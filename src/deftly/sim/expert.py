@@ -46,9 +46,9 @@ class Expert:
         if gap <= width + TOUCH and gap >= 0.5 * width and away < HELD_XY and above < HELD_Z:
             return _action(grasp[0], grasp[1], LIFT_Z, CLOSED)
         if away < GRASP_XY and above < GRASP_Z and gap > width + TOUCH:
-            return _action(*grasp, CLOSED)
+            return _action(grasp[0], grasp[1], grasp[2], CLOSED)
         if away < DESCEND_XY and gap > width + 0.02:
-            return _action(*grasp, OPEN)
+            return _action(grasp[0], grasp[1], grasp[2], OPEN)
         return _action(grasp[0], grasp[1], HOVER_Z, OPEN)
 
 
@@ -87,15 +87,15 @@ def _action(x: float, y: float, z: float, gripper: float) -> np.ndarray:
 class DisturbanceConfig(Config):
     """How often and how hard demonstrations are disturbed. Labels stay clean; only what is executed changes."""
 
-    share: float = pydantic.Field(0.4, ge=0, le=1)
+    share: float = pydantic.Field(default=0.4, ge=0, le=1)
     """Of the episodes."""
-    push_m: float = pydantic.Field(0.05, ge=0, le=0.1)
+    push_m: float = pydantic.Field(default=0.05, ge=0, le=0.1)
     """Longest push of the executed target in x and y."""
-    num_pushes: int = pydantic.Field(2, ge=0, le=5)
+    num_pushes: int = pydantic.Field(default=2, ge=0, le=5)
     """Most pushes in an episode."""
-    grip_share: float = pydantic.Field(0.3, ge=0, le=1)
+    grip_share: float = pydantic.Field(default=0.3, ge=0, le=1)
     """Of the disturbed episodes: the gripper closes too early, or lets go, once."""
-    noise_m: float = pydantic.Field(0.004, ge=0, le=0.02)
+    noise_m: float = pydantic.Field(default=0.004, ge=0, le=0.02)
     """Standard deviation of the noise on every executed target of a disturbed episode."""
 
     def build(self, seed: int) -> Disturbance:

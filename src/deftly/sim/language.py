@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deftly.sim.scene import COLOURS, TYPES, ObjectSpec, Scene
@@ -87,7 +88,7 @@ def resolve(text: str, scene: Scene) -> int:
     return found[0]
 
 
-def _found(words: list[str], table: dict[str, str]) -> list[str]:
+def _found(words: list[str], table: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(table[word] for word in words if word in table))
 
 

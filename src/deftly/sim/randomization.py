@@ -18,30 +18,30 @@ from deftly.sim.scene import MAX_OBJECTS
 class RandomizationConfig(Config):
     """Half-widths of uniform ranges around the nominal world; 0 switches one off, `RandomizationConfig.off()` all of them."""
 
-    light_azimuth_deg: float = pydantic.Field(60.0, ge=0, le=180)
+    light_azimuth_deg: float = pydantic.Field(default=60.0, ge=0, le=180)
     """Direction that the lamp shines from, around the vertical."""
-    light_tilt_deg: float = pydantic.Field(12.0, ge=0, le=40)
+    light_tilt_deg: float = pydantic.Field(default=12.0, ge=0, le=40)
     """Angle of the lamp from the vertical, around its nominal value."""
-    light_intensity: float = pydantic.Field(0.2, ge=0, lt=1)
+    light_intensity: float = pydantic.Field(default=0.2, ge=0, lt=1)
     """Relative."""
-    light_colour: float = pydantic.Field(0.06, ge=0, lt=1)
+    light_colour: float = pydantic.Field(default=0.06, ge=0, lt=1)
     """Relative, of each channel."""
-    ambient: float = pydantic.Field(0.15, ge=0, lt=1)
+    ambient: float = pydantic.Field(default=0.15, ge=0, lt=1)
     """Relative, of the light that comes from everywhere."""
-    object_colour: float = pydantic.Field(0.06, ge=0, le=0.15)
+    object_colour: float = pydantic.Field(default=0.06, ge=0, le=0.15)
     """Of each channel of each object, on a scale of 0 to 1; beyond 0.15 colours no longer deserve their names."""
-    table_colour: float = pydantic.Field(0.06, ge=0, le=0.3)
-    floor_colour: float = pydantic.Field(0.08, ge=0, le=0.3)
-    gloss: float = pydantic.Field(0.2, ge=0, le=0.3)
+    table_colour: float = pydantic.Field(default=0.06, ge=0, le=0.3)
+    floor_colour: float = pydantic.Field(default=0.08, ge=0, le=0.3)
+    gloss: float = pydantic.Field(default=0.2, ge=0, le=0.3)
     """Of specular reflection and shininess of the objects, on a scale of 0 to 1."""
-    head_position_m: float = pydantic.Field(0.015, ge=0, le=0.1)
-    head_look_at_m: float = pydantic.Field(0.010, ge=0, le=0.05)
-    head_fov_deg: float = pydantic.Field(1.5, ge=0, le=10)
-    wrist_position_m: float = pydantic.Field(0.003, ge=0, le=0.02)
-    wrist_fov_deg: float = pydantic.Field(1.5, ge=0, le=10)
-    friction: float = pydantic.Field(0.15, ge=0, le=0.4)
+    head_position_m: float = pydantic.Field(default=0.015, ge=0, le=0.1)
+    head_look_at_m: float = pydantic.Field(default=0.010, ge=0, le=0.05)
+    head_fov_deg: float = pydantic.Field(default=1.5, ge=0, le=10)
+    wrist_position_m: float = pydantic.Field(default=0.003, ge=0, le=0.02)
+    wrist_fov_deg: float = pydantic.Field(default=1.5, ge=0, le=10)
+    friction: float = pydantic.Field(default=0.15, ge=0, le=0.4)
     """Relative, sliding friction of each object."""
-    mass: float = pydantic.Field(0.2, ge=0, le=0.5)
+    mass: float = pydantic.Field(default=0.2, ge=0, le=0.5)
     """Relative, of each object."""
 
     @classmethod

@@ -7,7 +7,7 @@ along the table's y axis. The tip is the point between the finger pads.
 
 from __future__ import annotations
 
-from deftly.contract import Camera, Embodiment, Vector
+from deftly.contract import Camera, CameraRole, Embodiment, Vector
 from deftly.sim.scene import SHAPES
 from deftly.types import UsageError
 
@@ -36,7 +36,7 @@ def embodiment(image_size: int, cameras: tuple[str, ...]) -> Embodiment:
     unknown = [name for name in cameras if name not in CAMERAS]
     if unknown:
         raise UsageError(f"the tabletop robot has no camera {unknown[0]!r}; it has {', '.join(CAMERAS)}")
-    roles = {"head": "scene", "wrist": "wrist"}
+    roles: dict[str, CameraRole] = {"head": "scene", "wrist": "wrist"}
     return Embodiment(
         name="deftly_tabletop",
         rate_hz=RATE_HZ,

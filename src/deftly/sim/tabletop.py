@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import gymnasium
@@ -27,9 +26,9 @@ START_LOW, START_HIGH = (0.30, -0.20, 0.17), (0.66, 0.20, 0.32)  # of the tip; a
 class TabletopConfig(Config):
     """The world in which the demo policy is trained and judged."""
 
-    image_size: int = pydantic.Field(96, ge=16, le=640)
+    image_size: int = pydantic.Field(default=96, ge=16, le=640)
     cameras: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] = robot.CAMERAS
-    horizon_s: float = pydantic.Field(15.0, gt=0, le=600)
+    horizon_s: float = pydantic.Field(default=15.0, gt=0, le=600)
     num_objects: tuple[int, int] = (2, 3)
     """Fewest and most objects of a scene, both included."""
     target_types: Annotated[tuple[str, ...], pydantic.Field(min_length=1)] = TYPES
@@ -72,7 +71,10 @@ class Tabletop(World):
     render_mode = "rgb_array"
 
     def __init__(self, config: TabletopConfig, *, render: bool = True) -> None:
-        from deftly.sim.physics import Physics  # mujoco is loaded with the first world, not with its config
+        try:
+            from deftly.sim.physics import Physics  # mujoco is loaded with the first world, not with its config
+        except ImportError as error:  # also when MUJOCO_GL names a library that is not installed
+            raise UsageError(f"mujoco cannot be loaded ({error}); remedy: pip install mujoco, or apt-get install -y libegl1") from error
 
         self.config = config
         self.embodiment = config.embodiment()
@@ -177,7 +179,8 @@ class Tabletop(World):
         self._require_episode()
         return Observation(images=self._images(), state=self.physics.state(), instruction=self.instruction)
 
-    def _images(self) -> Mapping[str, np.ndarray]:
+    def _images(self) -> Any:
+        """A mapping that behaves as the dict of images that it becomes when it is copied."""
         if not self._cameras:
             return {}
         from deftly.sim.render import LazyImages
