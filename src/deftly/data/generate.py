@@ -11,6 +11,7 @@ import fcntl
 import functools
 import importlib.metadata
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -135,6 +136,8 @@ def _shard_name(job: tuple[int, int]) -> str:
 
 def _shard_maker(config: GenerateConfig, seed: int, shards: Path) -> Callable[[tuple[int, int]], int]:
     """Runs once in each worker process: the world is built once, its shards follow."""
+    # Mesa's software renderer would hand small images to threads of its own, which is slower than drawing them; pixels are the same.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     return functools.partial(_make_shard, config, seed, shards, config.world.build())
 
 

@@ -31,6 +31,9 @@ Images = np.ndarray | VideoClip | Sequence[bytes]
 """uint8 [T h w 3], a clip whose packets are copied, or T encoded PNG or JPEG files that are stored as they are."""
 
 
+RESERVED = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")  # columns of meta/episodes
+
+
 @dataclass(kw_only=True)
 class EpisodeData:
     """One episode to be written. T frames."""
@@ -101,6 +104,9 @@ class DatasetWriter:
         tasks = [episode.task] * length if isinstance(episode.task, str) else list(episode.task)
         if len(tasks) != length:
             raise DataError(f"{where}: {len(tasks)} instructions for {length} frames")
+        reserved = [name for name in episode.extra_episode if name in RESERVED or "/" in name]
+        if reserved:
+            raise DataError(f"{where}: the extra column {reserved[0]!r} has the name of one of the format; rename it")
         samples = {camera.name: self._sample(episode, camera.name, length, where) for camera in self.embodiment.cameras}
         for camera in samples:
             given = episode.images[camera]

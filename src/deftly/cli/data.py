@@ -1,0 +1,97 @@
+"""`deftly data generate | import | show`: make demonstrations, take over recorded ones, look at what there is."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from deftly.types import UsageError
+
+COMMANDS = {
+    "generate": "make demonstrations in the simulator",
+    "import": "turn an RLDS or LeRobot v2.1 dataset into LeRobot v3.0",
+    "show": "print what a dataset holds; --out writes a contact sheet",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run `deftly data ARGUMENTS`."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print("usage: deftly data COMMAND ...\n")
+        print("\n".join(f"  {command:<9} {text}" for command, text in COMMANDS.items()))
+        print("\n`deftly data COMMAND --help` shows its flags.")
+    elif name in COMMANDS:
+        command = {"generate": generate, "import": import_, "show": show}[name]
+        tyro.cli(command, args=rest, prog=f"deftly data {name}", description=COMMANDS[name])
+    else:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UsageError(f"there is no `data {name}`; {f'did you mean {near[0]!r}?' if near else 'there are: ' + ', '.join(COMMANDS)}")
+
+
+def generate(*, episodes: int, out: Path, workers: int = 0, seed: int = 0, image_size: int = 96, boxes: bool = True) -> None:
+    """Make demonstrations with the scripted expert. Interrupted, the same command continues.
+
+    Args:
+        episodes: Successful demonstrations to make.
+        out: Folder of the new dataset.
+        workers: Worker processes; the result does not depend on it. 0 does everything in this process.
+        seed: Different seeds give unrelated scenes.
+        image_size: Side of the square images, pixels.
+        boxes: Record where every object is seen in every image (about a third slower).
+    """
+    from deftly.data.generate import GenerateConfig
+    from deftly.data.generate import generate as make
+    from deftly.sim.tabletop import TabletopConfig
+
+    config = GenerateConfig.parse({"world": TabletopConfig.parse({"image_size": image_size}, "--image-size"), "boxes": boxes}, "generate")
+    report = make(config, out, episodes, workers, seed)
+    if report["frames"]:
+        rate = f"{report['frames']} new frames in {report['seconds']:.0f} s, {report['frames_per_s']:.0f} frames/s"
+    else:
+        rate = "nothing was left to make"
+    print(f"{out}: {report['episodes']} episodes ({rate})")
+
+
+def import_(
+    kind: Annotated[Literal["rlds", "lerobot-v2.1"], tyro.conf.Positional],
+    source: Annotated[Path, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    *,
+    fps: int | None = None,
+) -> None:
+    """Turn a dataset in another format into a LeRobotDataset v3.0.
+
+    Args:
+        kind: Format of the source.
+        source: Folder of the source.
+        target: Folder of the new dataset; it must not exist.
+        fps: Frames per second, for RLDS, which does not store them.
+    """
+    if kind == "rlds":
+        from deftly.data.importers.rlds import import_rlds
+
+        report = import_rlds(source, target, fps)
+    else:
+        from deftly.data.importers.lerobot_v21 import import_lerobot_v21
+
+        if fps is not None:
+            raise UsageError("--fps is for rlds: a LeRobot dataset states its own rate")
+        report = import_lerobot_v21(source, target)
+    print(f"{target}: " + "\n  ".join(report.lines()))
+
+
+def show(directory: Annotated[Path, tyro.conf.Positional], *, out: Path | None = None) -> None:
+    """Print what a dataset holds.
+
+    Args:
+        directory: Folder of the dataset.
+        out: Write a contact sheet to this PNG file.
+    """
+    from deftly.data import show as module
+    from deftly.data.dataset import Dataset
+
+    module.show(Dataset.open(directory), out)

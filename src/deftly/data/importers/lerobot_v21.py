@@ -1,0 +1,173 @@
+"""Importing LeRobotDataset v2.0 and v2.1, which keep one parquet file and one mp4 per camera for each episode.
+
+Videos are not encoded again: their packets are copied, so every decoded frame stays the same. Only a clip whose frames are not at
+frame / fps is encoded anew, and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from deftly import storage
+from deftly.contract import Embodiment
+from deftly.data.importers.report import ImportReport
+from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Info, embodiment_of, fill_path, read_info
+from deftly.data.tables import read_table, to_numpy
+from deftly.data.video import VideoClip
+from deftly.data.writer import DatasetWriter, EpisodeData, Images
+from deftly.types import DataError
+
+VERSIONS = ("v2.1", "v2.0")
+TIME_TOLERANCE_S = 1e-3  # of a recorded timestamp around frame / fps; older recorders rounded
+
+
+def import_lerobot_v21(source: Path, target: Path) -> ImportReport:
+    """Write a LeRobotDataset v2.0 or v2.1 as v3.0 at `target`.
+
+    Raises `DataError` naming file and episode when files are missing, damaged or contradict each other. Nothing is left at `target` then.
+    """
+    return _Source(Path(source)).write(Path(target))
+
+
+class _Source:
+    """The dataset that is read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.info: Info = read_info(root / "meta/info.json", VERSIONS)
+        self.where = str(root / "meta/info.json")
+        self.tasks = self._tasks()
+        self.lengths = self._lengths()
+        self.cameras = self.info.cameras()
+        self.embodiment: Embodiment = embodiment_of(self.info, self.where)
+        self.extra, self.left_out = self._other_features()
+        if ACTION not in self.info.features:
+            raise DataError(f"{self.where}: has no feature {ACTION!r}; there are {', '.join(self.info.features)}")
+
+    def _tasks(self) -> dict[int, str]:
+        path = self.root / "meta/tasks.jsonl"
+        tasks: dict[int, str] = {}
+        for line in _lines(path):
+            index, text = line.get("task_index"), line.get("task")
+            if not isinstance(index, int) or not isinstance(text, str) or index in tasks:
+                raise DataError(f"{path}: needs a new task_index (number) and task (text) in each line, found {str(line)[:80]}")
+            tasks[index] = text
+        return tasks
+
+    def _lengths(self) -> list[int]:
+        """Frames of each episode by meta/episodes.jsonl; episodes must be numbered 0..n-1, once each, and agree with the totals."""
+        path = self.root / "meta/episodes.jsonl"
+        lengths: dict[int, int] = {}
+        for line in _lines(path):
+            index, length = line.get("episode_index"), line.get("length")
+            if not isinstance(index, int) or not isinstance(length, int) or isinstance(length, bool) or length <= 0 or index in lengths:
+                raise DataError(f"{path}: needs a new episode_index and a positive length in each line, found {str(line)[:80]}")
+            lengths[index] = length
+        if sorted(lengths) != list(range(len(lengths))) or not lengths:
+            raise DataError(f"{path}: episodes must be numbered from 0 without gaps, found {len(lengths)}")
+        for name, found in (("total_episodes", len(lengths)), ("total_frames", sum(lengths.values()))):
+            if getattr(self.info, name) != found:
+                raise DataError(f"{self.where}: {name} is {getattr(self.info, name)}, {path.name} adds up to {found}")
+        return [lengths[i] for i in range(len(lengths))]
+
+    def _other_features(self) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+        """Further numeric vectors per frame that can be taken over, and the names of what cannot."""
+        extra: dict[str, tuple[str, ...]] = {}
+        left_out = []
+        for name, item in self.info.features.items():
+            if item.is_camera or name in DEFAULT_FEATURES or name in (STATE, ACTION):
+                continue
+            if item.is_numeric and len(item.shape) == 1:
+                size = item.shape[0]
+                extra[name] = item.names if item.names and len(item.names) == size else tuple(f"{name}_{i}" for i in range(size))
+            else:
+                left_out.append(name)
+        return extra, left_out
+
+    def write(self, target: Path) -> ImportReport:
+        report = ImportReport(source=f"lerobot-{self.info.version}", left_out=self.left_out)
+        images = {name: self.info.features[key].dtype for name, key in self.cameras.items()}
+        with DatasetWriter(target, self.embodiment, images=images, extra=self.extra) as writer:  # type: ignore[arg-type]
+            for episode, length in enumerate(self.lengths):
+                path = self._path(self.info.data_path, episode)
+                try:
+                    writer.add(self._episode(path, episode, length))
+                except DataError as error:
+                    raise error if str(path) in str(error) else DataError(f"{path}: {error}") from None
+            report.episodes, report.frames = writer.num_episodes, writer.num_frames
+            if writer.num_encoded_clips:
+                report.notes.append(
+                    f"{writer.num_encoded_clips} clips have frames off the grid of frame / fps and were encoded anew (h264, crf 18)"
+                )
+            writer.about["import"] = report.to_dict()
+            writer.finish()
+        return report
+
+    def _path(self, template: str | None, episode: int, **more: str) -> Path:
+        values = {"episode_chunk": episode // self.info.chunks_size, "episode_index": episode, **more}
+        return fill_path(self.root, template or "", values, self.where)
+
+    def _episode(self, path: Path, episode: int, length: int) -> EpisodeData:
+        where = f"{path}: episode {episode}"
+        names = [name for name, item in self.info.features.items() if item.dtype != "video" and name not in self.left_out]
+        table = read_table(path, names, max_rows=length)
+        if table.num_rows != length:
+            raise DataError(f"{where}: {table.num_rows} rows, meta/episodes.jsonl says {length}")
+        columns = {name: to_numpy(table.column(name), f"{where}: {name}") for name in names if not self.info.features[name].is_camera}
+        self._check_keys(columns, episode, length, where)
+        unknown = [int(i) for i in np.unique(columns["task_index"]) if int(i) not in self.tasks]
+        if unknown:
+            raise DataError(f"{where}: task_index {unknown[0]} is not in meta/tasks.jsonl")
+        vectors = {name: values.reshape(length, -1) for name, values in columns.items() if name not in DEFAULT_FEATURES}
+        images: dict[str, Images] = {}
+        for camera, key in self.cameras.items():
+            if self.info.features[key].dtype == "image":
+                images[camera] = _embedded(table.column(key), f"{where}, {key}")
+            else:
+                images[camera] = VideoClip(self._path(self.info.video_path, episode, video_key=key))
+        try:
+            return EpisodeData(
+                images=images,
+                state=vectors.pop(STATE, np.zeros((length, 0), dtype=np.float32)),
+                action=vectors.pop(ACTION),
+                task=[self.tasks[int(i)] for i in columns["task_index"]],
+                extra_frame=vectors,
+            )
+        except KeyError as error:
+            raise DataError(f"{where}: {error} is missing") from None
+
+    def _check_keys(self, columns: dict[str, np.ndarray], episode: int, length: int, where: str) -> None:
+        for name in DEFAULT_FEATURES:
+            if name not in columns:
+                raise DataError(f"{self.where}: has no feature {name!r}")
+        if (columns["episode_index"] != episode).any() or (columns["frame_index"] != np.arange(length)).any():
+            raise DataError(f"{where}: its rows are numbered as other episodes or frames")
+        late = np.abs(columns["timestamp"].reshape(-1) - np.arange(length) / self.info.fps)
+        if not (late <= TIME_TOLERANCE_S).all():
+            frame = int(np.argmax(~(late <= TIME_TOLERANCE_S)))
+            raise DataError(
+                f"{where} frame {frame}: timestamp is {columns['timestamp'].reshape(-1)[frame]}, expected {frame / self.info.fps:.4f}"
+            )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"{path}: missing")
+    lines = list(storage.read_lines(path)) if path.read_bytes().endswith(b"\n") else None
+    if lines is None:
+        raise DataError(f"{path}: its last line is cut off; the file is truncated")
+    if not all(isinstance(line, dict) for line in lines):
+        raise DataError(f"{path}: expected one JSON object per line")
+    return lines
+
+
+def _embedded(column: pa.ChunkedArray, where: str) -> Sequence[bytes]:
+    values = [item.as_py() for item in column]
+    if not all(isinstance(item, dict) and isinstance(item.get("bytes"), bytes) for item in values):
+        raise DataError(f"{where}: an image is not embedded in the parquet file")
+    return [item["bytes"] for item in values]
