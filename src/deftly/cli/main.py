@@ -108,3 +108,7 @@ def explain(error: Exception) -> tuple[str, int]:
 def fail(message: str, code: int) -> None:
     print(f"deftly: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
