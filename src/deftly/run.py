@@ -45,11 +45,11 @@ class Run(Config):
     policy: PolicyConfig = PolicyConfig()
     objective: ImitationConfig = ImitationConfig()
     training: TrainingConfig = TrainingConfig()
-    executed_steps: int = pydantic.Field(4, ge=1)
+    executed_steps: int = pydantic.Field(default=4, ge=1)
     """How many actions of a chunk are played before the next inference."""
     world: TabletopConfig | None = None
     """Where the policy is judged in closed loop; null: offline only."""
-    folds: int | None = pydantic.Field(None, ge=2)
+    folds: int | None = pydantic.Field(default=None, ge=2)
     """Cross-validation: train this many policies, each without one share of the episodes, and report the mean offline error."""
 
     @pydantic.model_validator(mode="after")

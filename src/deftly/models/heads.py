@@ -61,10 +61,10 @@ class FlowMatchingConfig(Config):
     """Rectified flow on the chunk (Lipman et al., "Flow Matching for Generative Modeling", ICLR 2023; as an action head: pi0, 2024)."""
 
     kind: Literal["flow_matching"] = "flow_matching"
-    width: int = pydantic.Field(256, ge=8)
-    blocks: int = pydantic.Field(2, ge=1)
-    euler_steps: int = pydantic.Field(10, ge=1)
-    draws: int = pydantic.Field(4, ge=1)
+    width: int = pydantic.Field(default=256, ge=8)
+    blocks: int = pydantic.Field(default=2, ge=1)
+    euler_steps: int = pydantic.Field(default=10, ge=1)
+    draws: int = pydantic.Field(default=4, ge=1)
     """(noise, time) pairs per sample and step: the features are computed once and the head is cheap, so more pairs are nearly free."""
 
     def build(self, *, features: int, chunk: int, action_dim: int) -> Head:

@@ -15,9 +15,9 @@ from deftly.types import Tokens
 
 
 class TextConfig(Config):
-    dim: int = pydantic.Field(64, ge=8)
-    heads: int = pydantic.Field(4, ge=1)
-    layers: int = pydantic.Field(1, ge=0)
+    dim: int = pydantic.Field(default=64, ge=8)
+    heads: int = pydantic.Field(default=4, ge=1)
+    layers: int = pydantic.Field(default=1, ge=0)
 
     @pydantic.model_validator(mode="after")
     def check_heads(self) -> TextConfig:

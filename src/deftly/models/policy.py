@@ -29,10 +29,10 @@ from deftly.types import Batch, Clock, Features, Policy
 class PolicyConfig(Config):
     vision: CNNConfig = CNNConfig()
     text: TextConfig = TextConfig()
-    width: int = pydantic.Field(256, ge=8)
-    depth: int = pydantic.Field(2, ge=1)
+    width: int = pydantic.Field(default=256, ge=8)
+    depth: int = pydantic.Field(default=2, ge=1)
     """Layers of the MLP trunk."""
-    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
     head: HeadConfig = RegressionConfig()
 
     def build(

@@ -22,11 +22,11 @@ from deftly.config import Config
 class CNNConfig(Config):
     """`width[i]` channels at stage i; the stem divides the side by `stem_stride`, every further stage halves it."""
 
-    stem_stride: int = pydantic.Field(4, ge=1)
+    stem_stride: int = pydantic.Field(default=4, ge=1)
     widths: tuple[int, ...] = (32, 64)
-    blocks: int = pydantic.Field(1, ge=1)
+    blocks: int = pydantic.Field(default=1, ge=1)
     """Residual FiLM blocks per stage."""
-    keypoints: int = pydantic.Field(32, ge=1)
+    keypoints: int = pydantic.Field(default=32, ge=1)
     """Feature maps that the spatial softmax turns into coordinates."""
 
     def build(self, *, image_size: int, text_dim: int) -> FiLMCNN:
