@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -47,14 +50,25 @@ def make_batch(key: torch.Tensor, dtype: torch.dtype = torch.float32) -> Batch:
 
 
 class ToyStream(Stream):
-    """Batch n has the keys of (seed, n). With `curriculum` the state depends on what the trainer fed back. `poison` maps n to a bad state."""
+    """Batch n has the keys of (seed, n). With `curriculum` the state depends on what the trainer fed back.
 
-    def __init__(self, size: int = 8, dtype: torch.dtype = torch.float32, curriculum: bool = False, poison: dict[int, float] | None = None) -> None:
-        self.size, self.dtype, self.curriculum, self.poison = size, dtype, curriculum, poison or {}
+    `poison` maps n to a factor of its states; `calls` maps n to what happens before it is given.
+    """
+
+    def __init__(
+        self,
+        size: int = 8,
+        dtype: torch.dtype = torch.float32,
+        curriculum: bool = False,
+        poison: dict[int, float] | None = None,
+        calls: dict[int, Callable[[], None]] | None = None,
+    ) -> None:
+        self.size, self.dtype, self.curriculum, self.poison, self.calls = size, dtype, curriculum, poison or {}, calls or {}
         self.position = 0
         self.difficulty = 0.0
 
     def next(self) -> Batch:
+        self.calls.get(self.position, lambda: None)()
         epoch = torch.full((self.size,), self.position)
         batch = make_batch(randomness.sample_keys(0, epoch, torch.arange(self.size)), self.dtype)
         if self.curriculum:
@@ -126,20 +140,27 @@ class TwoTerms(ToyObjective):
         loss = nn.functional.binary_cross_entropy_with_logits(logit, batch.labels["sign"], reduction="none")
         valid = batch.labels["sign_is_valid"] * batch.weight
         correct = ((logit > 0) == (batch.labels["sign"] > 0)) * valid
-        terms = {"sign": Term((loss * valid).sum() / counts["sign"], weight=0.3), "accuracy": Term(correct.sum() / counts["sign"], weight=0.0)}
+        terms = {
+            "sign": Term((loss * valid).sum() / counts["sign"], weight=0.3),
+            "accuracy": Term(correct.sum() / counts["sign"], weight=0.0),
+        }
         return {**super().forward(batch, clock, counts), **terms}
 
 
 def small_config(**changes) -> TrainingConfig:
     base = TrainingConfig(
-        steps=30, precision="fp32", optimizer=AdamWConfig(learning_rate=1e-2), log_every=4, validate_every=10, checkpoint_every=7, ema_decay=0.9
+        steps=30,
+        precision="fp32",
+        optimizer=AdamWConfig(learning_rate=1e-2),
+        ema_decay=0.9,
+        log_every=4,
+        validate_every=10,
+        checkpoint_every=7,
     )
     return base.replace(**changes)
 
 
 def write_policy(directory: Path, state: dict[str, torch.Tensor]) -> None:
-    import safetensors.torch
-
     safetensors.torch.save_file(state, directory / "model.safetensors")
     storage.write_manifest(directory, {"kind": "policy"})
 
@@ -166,9 +187,6 @@ def make_trainer(directory: Path, *, objective: Objective | None = None, stream:
 
 def fingerprint(trainer: Trainer) -> str:
     """A hash of everything that must come out the same: weights, averages, moments, stream, guard."""
-    import hashlib
-    import json
-
     snapshot = trainer.snapshot()
     digest = hashlib.sha256()
     for part in (snapshot.objective, snapshot.raw or {}, snapshot.optimizer):
@@ -178,3 +196,8 @@ def fingerprint(trainer: Trainer) -> str:
     state = {name: value for name, value in snapshot.trainer.items() if name != "seconds"}
     digest.update(json.dumps(state, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def log_lines(directory: Path) -> list[dict]:
+    """The metrics of a run without their wall-clock fields."""
+    return [{name: value for name, value in line.items() if name != "time"} for line in storage.read_lines(directory / "metrics.jsonl")]

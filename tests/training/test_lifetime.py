@@ -1,0 +1,129 @@
+"""One trainer per directory, and an end in good order."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from deftly.training.lifetime import Interrupt, interruptible, locked
+from deftly.types import UsageError
+from training.toys import ToyStream, make_trainer
+
+
+def test_a_second_trainer_is_refused_and_may_come_later(tmp_path):
+    with locked(tmp_path), pytest.raises(UsageError, match=f"another trainer .process {os.getpid()}.") as caught, locked(tmp_path):
+        pass
+    assert str(tmp_path) in str(caught.value)
+    with locked(tmp_path):
+        pass
+
+
+def test_the_trainer_holds_its_directory(tmp_path):
+    def second():
+        with pytest.raises(UsageError, match="another trainer"):
+            make_trainer(tmp_path).fit()
+
+    make_trainer(tmp_path, stream=ToyStream(calls={3: second})).fit()
+
+
+def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_trainer(tmp_path):
+    code = f"""
+import os, sys, time
+from pathlib import Path
+from deftly.training.lifetime import locked
+with locked(Path({str(tmp_path)!r})):
+    if os.fork() == 0:
+        time.sleep(20)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(20)
+"""
+    owner = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == b"held\n"
+    owner.kill()  # the trainer alone: its worker lives on
+    owner.wait()
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.killpg(owner.pid, signal.SIGKILL)
+        owner.stdout.close()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_is_remembered_and_handlers_are_put_back(number, code):
+    before = signal.getsignal(number)
+    with interruptible() as interrupt:
+        assert interrupt.exit_code is None
+        os.kill(os.getpid(), number)
+        assert interrupt.exit_code == code
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_ends_at_once(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    interrupt = Interrupt()
+    interrupt(signal.SIGTERM, None)
+    assert codes == []
+    interrupt(signal.SIGTERM, None)
+    assert codes == [143]
+
+
+def test_a_forked_worker_dies_of_its_own_signal(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    interrupt = Interrupt()
+    interrupt.owner = -1
+    interrupt(signal.SIGTERM, None)
+    assert codes == [143]
+
+
+def test_outside_of_the_main_thread_signals_are_left_alone():
+    seen = []
+
+    def run():
+        with interruptible() as interrupt:
+            seen.append(interrupt.exit_code)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_next_step_boundary(tmp_path, number, code):
+    started = []
+
+    def asked():
+        started.append(time.monotonic())
+        os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as ended:
+        make_trainer(tmp_path, stream=ToyStream(calls={5: asked})).fit()
+    assert ended.value.code == code
+    assert time.monotonic() - started[0] < 10
+    assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000006\n"
+
+
+def test_a_stream_that_dies_of_the_same_signal_costs_nothing(tmp_path):
+    def killed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("a data worker was killed")
+
+    with pytest.raises(SystemExit) as ended:
+        make_trainer(tmp_path, stream=ToyStream(calls={5: killed})).fit()
+    assert ended.value.code == 143
+    assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000005\n"
+
+    def broken():
+        raise RuntimeError("no such file")
+
+    with pytest.raises(RuntimeError, match="no such file"):
+        make_trainer(tmp_path, stream=ToyStream(calls={7: broken})).fit(resume=True)

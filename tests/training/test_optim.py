@@ -1,0 +1,119 @@
+"""Learning rates against their closed form; parameter groups; the optimizer's state through a file and back."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from deftly.training.optim import (
+    AdamWConfig,
+    WarmupCosineConfig,
+    flatten_optimizer,
+    load_optimizer,
+    optimizer_names,
+    parameter_groups,
+    set_learning_rate,
+)
+from deftly.types import DataError, UsageError
+
+
+class Zoo(nn.Module):
+    """One of each kind of parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.LayerNorm((4, 2))  # a norm whose weight has two axes
+        self.words = nn.Embedding(5, 4)
+        self.position_embedding = nn.Parameter(torch.zeros(3, 4))
+        self.query = nn.Parameter(torch.zeros(1, 1, 4))
+        self.temperature = nn.Parameter(torch.zeros(()))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+@pytest.mark.parametrize(("total", "warmup", "floor"), [(100, 0.1, 0.05), (7, 0.0, 0.0), (10, 0.5, 1.0), (1, 0.0, 0.1), (2, 0.9, 0.1)])
+def test_schedule_is_its_closed_form(total, warmup, floor):
+    schedule = WarmupCosineConfig(warmup_fraction=warmup, floor_fraction=floor)
+    factors = [schedule.factor(step, total) for step in range(total + 3)]
+    first = round(warmup * total)
+    for step, factor in enumerate(factors[:total]):
+        if step < first:
+            assert factor == (step + 1) / (first + 1)
+        else:
+            progress = min(1.0, (step - first) / max(1, total - 1 - first))
+            assert factor == pytest.approx(floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    assert factors[0] > 0
+    assert max(factors[:total]) == factors[min(first, total - 1)]
+    assert all(factor == pytest.approx(floor) for factor in factors[max(total, first + 2) :])  # it never rises again after the end
+
+
+def test_schedule_warms_up_to_exactly_one_then_falls_to_the_floor():
+    schedule = WarmupCosineConfig(warmup_fraction=0.25, floor_fraction=0.1)
+    factors = [schedule.factor(step, 40) for step in range(40)]
+    assert factors[10] == 1.0
+    assert factors[39] == pytest.approx(0.1)
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_only_matrices_and_kernels_decay():
+    decayed, plain = parameter_groups(Zoo())
+    assert set(decayed) == {"linear.weight", "conv.weight"}
+    assert not any(name.startswith("frozen") for name in (*decayed, *plain))
+    assert {"norm.weight", "words.weight", "position_embedding", "query", "temperature", "linear.bias", "conv.bias"} <= set(plain)
+
+
+def test_each_trainable_parameter_is_in_exactly_one_group_even_when_tied():
+    zoo = Zoo()
+    zoo.tied = nn.Linear(4, 4)
+    zoo.tied.weight = zoo.linear.weight
+    optimizer = AdamWConfig(weight_decay=0.3).build(zoo)
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(held) == sorted({id(p) for p in zoo.parameters() if p.requires_grad})
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert len(optimizer_names(zoo)) == len(held)
+
+
+def test_a_frozen_model_is_refused():
+    with pytest.raises(UsageError, match="no trainable parameter"):
+        AdamWConfig().build(Zoo().requires_grad_(False))
+
+
+def stepped(zoo, count):
+    optimizer = AdamWConfig().build(zoo)
+    for step in range(count):
+        generator = torch.Generator().manual_seed(step)
+        for parameter in zoo.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(memory_format=torch.preserve_format)
+        set_learning_rate(optimizer, 0.01 * (step + 1))
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_optimizer_state_comes_back_bit_for_bit(layout):
+    torch.manual_seed(0)
+    zoo = Zoo().to(memory_format=layout)
+    optimizer = stepped(zoo, 3)
+    names = optimizer_names(zoo)
+    state = {name: tensor.clone() for name, tensor in flatten_optimizer(optimizer, names).items()}
+    assert {"step.linear.weight", "exp_avg.linear.weight", "exp_avg_sq.query"} <= set(state)
+    fresh = AdamWConfig().build(zoo)
+    load_optimizer(fresh, names, state)
+    again = flatten_optimizer(fresh, names)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[name], state[name]) for name in state)
+    assert fresh.state[zoo.conv.weight]["exp_avg"].stride() == zoo.conv.weight.stride()
+
+
+def test_optimizer_state_of_another_model_is_refused():
+    zoo = Zoo()
+    optimizer = stepped(zoo, 1)
+    names = optimizer_names(zoo)
+    state = flatten_optimizer(optimizer, names)
+    with pytest.raises(DataError, match=r"exp_avg\.other.*no trainable parameter"):
+        load_optimizer(optimizer, names, {**state, "exp_avg.other": torch.zeros(1)})
+    with pytest.raises(DataError, match=r"has shape \(2, 2\), the parameter has \(4, 4\)"):
+        load_optimizer(optimizer, names, {**state, "exp_avg.linear.weight": torch.zeros(2, 2)})

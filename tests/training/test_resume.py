@@ -1,0 +1,171 @@
+"""Killed or stopped at any moment, the resumed run ends in the same bits; what is not the same run is refused."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from deftly.contract import Camera, Contract, Embodiment, Vector, Window
+from deftly.types import DataError, UsageError
+from training.toys import ToyObjective, ToyStream, fingerprint, log_lines, make_trainer, small_config
+
+STEPS = 30
+
+
+def config(**changes):
+    return small_config(steps=STEPS, accumulation=2, validate_every=9, checkpoint_every=None, **changes)
+
+
+def stream(**changes):
+    return ToyStream(curriculum=True, poison={4: float("nan"), 17: float("nan")}, **changes)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    trainer = make_trainer(directory, config=config(), stream=stream())
+    trainer.fit()
+    return fingerprint(trainer), log_lines(directory)
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("first", [1, 2, 9, 16, 29])
+def test_n_steps_and_the_rest_equal_one_run(tmp_path, uninterrupted, first):
+    with pytest.raises(SystemExit) as ended:
+        make_trainer(tmp_path, config=config(), stream=stream(calls={first - 1: stop})).fit()
+    assert ended.value.code == 143
+    assert (tmp_path / "checkpoints" / "last").read_text() == f"step-{first:08d}\n"
+    torch.rand(5)  # the state of global generators must not matter
+    trainer = make_trainer(tmp_path, config=config(), stream=stream())
+    trainer.objective.requires_grad_(True)
+    trainer.fit(resume=True)
+    assert (fingerprint(trainer), log_lines(tmp_path)) == uninterrupted
+
+
+CHILD = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from training.test_resume import config, stream
+from training.toys import make_trainer
+trainer = make_trainer(Path(sys.argv[2]), config=config().replace(checkpoint_every=2), stream=stream())
+print("ready", flush=True)
+trainer.fit(resume=True)
+"""
+
+
+def test_killed_at_two_random_moments_it_ends_in_the_same_bits(tmp_path):
+    saving = config().replace(checkpoint_every=2)
+    whole = make_trainer(tmp_path / "whole", config=saving, stream=stream())
+    started = time.monotonic()
+    whole.fit()
+    duration = time.monotonic() - started
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed of the moments: {seed}")
+    draw = random.Random(seed)
+    directory = tmp_path / "killed"
+    for _ in range(2):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(Path(__file__).parents[1]), str(directory)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        time.sleep(draw.uniform(0.0, 0.8 * duration))
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    trainer = make_trainer(directory, config=saving, stream=stream())
+    trainer.fit(resume=True)
+    assert fingerprint(trainer) == fingerprint(whole)
+    assert log_lines(directory) == log_lines(tmp_path / "whole")
+    assert {path.name for path in (directory / "checkpoints").iterdir()} == {
+        path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()
+    }
+
+
+def test_resume_without_a_checkpoint_begins_at_the_beginning(tmp_path, uninterrupted):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "kind": "train"}\n{"step": 5, "ki')
+    trainer = make_trainer(tmp_path, config=config(), stream=stream())
+    trainer.fit(resume=True)
+    assert (fingerprint(trainer), log_lines(tmp_path)) == uninterrupted
+
+
+def test_a_finished_run_resumes_to_its_summary(tmp_path):
+    first = make_trainer(tmp_path, config=config(), stream=stream())
+    expected = first.fit()
+    again = make_trainer(tmp_path, config=config(), stream=stream())
+    found = again.fit(resume=True)
+    assert {name: found[name] for name in ("steps", "loss", "validation_loss", "best", "skipped")} == {
+        name: expected[name] for name in ("steps", "loss", "validation_loss", "best", "skipped")
+    }
+    assert fingerprint(again) == fingerprint(first)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run of five steps to be resumed by whoever may."""
+    directory = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(SystemExit):
+        make_trainer(directory, config=config(), stream=stream(calls={4: stop}), contract=contract(0.0)).fit()
+    return directory
+
+
+def contract(low):
+    vector = Vector(names=("x",), units=("m",), low=(low,), high=(1.0,))
+    embodiment = Embodiment(name="arm", rate_hz=10, cameras=(Camera(name="head", height=8, width=8),), state=vector, action=vector)
+    return Contract(
+        embodiment=embodiment, cameras=("head",), image_size=8, window=Window(), executed_steps=1, normalization="quantile",
+        statistics_hash="s", tokenizer_hash="t", text_length=4, dataset_hash="data-1",
+    )  # fmt: skip
+
+
+def refusal(directory, error, **changes):
+    given = {"config": config(), "stream": stream(), "contract": contract(0.0), **changes}
+    with pytest.raises(error) as caught:
+        make_trainer(directory, **given).fit(resume=True)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_changed_config_is_refused_by_field(stopped):
+    text = refusal(stopped, UsageError, config=config().replace(steps=40, clip_norm=2.0))
+    assert "training.steps: expected 30, found 40; training.clip_norm: expected 1.0, found 2.0" in text
+
+
+def test_changed_data_is_refused_naming_the_difference(stopped):
+    assert 'dataset_hash: expected "data-1", found "data-2"' in refusal(stopped, DataError, dataset_hash="data-2")
+    assert "contract.embodiment.state.low[0]: expected 0.0, found -1.0" in refusal(stopped, DataError, contract=contract(-1.0))
+
+
+def test_another_precision_is_refused_and_other_threads_are_announced(stopped, capsys):
+    names = {"name": "toy", "training": config().to_dict()}
+    assert "precision: expected" in refusal(stopped, UsageError, config=config().replace(precision="bf16"), run_json=names)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        trainer = make_trainer(stopped, config=config(), stream=stream(calls={5: stop}), contract=contract(0.0))
+        with pytest.raises(SystemExit):
+            trainer.fit(resume=True)
+    finally:
+        torch.set_num_threads(before)
+    assert "not bit for bit" in capsys.readouterr().err
+
+
+def test_another_model_is_refused(tmp_path, stopped):
+    wider = ToyObjective()
+    wider.policy.extra = torch.nn.Linear(2, 2)
+    assert "lacks 'policy.extra.bias'" in refusal(stopped, DataError, objective=wider)
+    names = {"name": "toy", "training": config().to_dict()}
+    assert "training.ema_decay" in refusal(stopped, DataError, config=config().replace(ema_decay=None), run_json=names)
