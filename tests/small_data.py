@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from deftly.contract import Camera, Embodiment, Vector
+from deftly.contract import Camera, Contract, Embodiment, Vector, Window, fingerprint
+from deftly.data.encoding import ObservationEncoder
+from deftly.data.loader import Windows
+from deftly.data.source import columns_of, measure
+from deftly.data.store import FrameStore
+from deftly.data.tokenizer import TextTokenizer
 from deftly.data.writer import DatasetWriter, EpisodeData
 
 TASKS = ("pick up the red cup", "Lift the blue ball!", "grab the green box")
@@ -82,3 +88,30 @@ def write_dataset(
             )
         writer.finish()
     return root
+
+
+def random_images(size: int, frames: int, side: int, seed: int = 0) -> torch.Tensor:
+    """uint8 [b t 3 h w] in the memory layout of the loader."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (size, frames, side, side, 3), generator=draw, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+
+
+def build_windows(dataset: FakeDataset, cache: Path, window: Window = Window(frames=2, chunk=4), size: int = 16) -> Windows:
+    """The loader's parts over a fake dataset, without `DataConfig`."""
+    measured = measure(dataset, np.arange(dataset.num_frames))  # type: ignore[arg-type]
+    tokenizer = TextTokenizer.train(dataset.tasks)
+    contract = Contract(
+        embodiment=dataset.embodiment,
+        cameras=dataset.cameras,
+        image_size=size,
+        window=window,
+        executed_steps=2,
+        normalization="quantile",
+        statistics_hash=fingerprint(measured),
+        tokenizer_hash=tokenizer.hash,
+        text_length=8,
+        dataset_hash=dataset.hash,
+    )
+    encoder = ObservationEncoder(contract, measured, tokenizer)
+    store = FrameStore.prepare(dataset, dataset.cameras, size, cache)  # type: ignore[arg-type]
+    return Windows(columns_of(dataset, encoder), store, encoder)  # type: ignore[arg-type]

@@ -66,13 +66,12 @@ class FrameStore:
         """
         one = dataset.num_frames * image_size * image_size * 3
         homes = {camera: cache_dir / "frames" / store_key(dataset.hash, camera, image_size) for camera in cameras}
-        with _locked(cache_dir / "frames"):
-            missing = [camera for camera in cameras if not _is_complete(homes[camera], one)]
-            if missing:
-                _announce(len(missing) * one, cache_dir, missing, image_size)
-                with Progress("decode", len(missing) * dataset.num_episodes, "episodes") as progress:
-                    for camera in missing:
-                        _build(dataset, camera, image_size, homes[camera], workers, progress)
+        if not all(_is_complete(home, one) for home in homes.values()):
+            with _locked(cache_dir / "frames"):
+                missing = {camera: home for camera, home in homes.items() if not _is_complete(home, one)}
+                if missing:
+                    _announce(len(missing) * one, cache_dir, list(missing), image_size)
+                    _build(dataset, missing, image_size, workers)
         return cls({camera: home / FRAMES for camera, home in homes.items()}, dataset.num_frames, image_size)
 
     def gather(
@@ -148,27 +147,30 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**28 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def _build(dataset: Dataset, camera: str, image_size: int, home: Path, workers: int, progress: Progress) -> None:
-    """Fill a temporary directory and rename it into place."""
-    for leftover in home.parent.glob(f".{home.name}.*.tmp"):  # of a killed builder: we hold the lock
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = home.with_name(f".{home.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+def _build(dataset: Dataset, homes: dict[str, Path], image_size: int, workers: int) -> None:
+    """Fill a temporary directory per camera and rename each into place."""
+    num_bytes = dataset.num_frames * image_size * image_size * 3
+    temporary = {camera: home.with_name(f".{home.name}.{uuid.uuid4().hex[:8]}.tmp") for camera, home in homes.items()}
+    for home in homes.values():
+        for leftover in home.parent.glob(f".{home.name}.*.tmp"):  # of a killed builder: we hold the lock
+            shutil.rmtree(leftover, ignore_errors=True)
     try:
-        path = temporary / FRAMES
-        num_bytes = dataset.num_frames * image_size * image_size * 3
-        with open(path, "wb") as file:
-            _reserve(file.fileno(), num_bytes)
-        _fill(dataset, camera, image_size, path, workers, progress)
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        about = {"format": FORMAT, "dataset_hash": dataset.hash, "camera": camera, "image_size": image_size}
-        storage.write_json(temporary / storage.MANIFEST, {**about, "frames": dataset.num_frames, "bytes": num_bytes})
-        shutil.rmtree(home, ignore_errors=True)  # a truncated predecessor
-        os.replace(temporary, home)
-        storage.sync_directory(home.parent)
+        for folder in temporary.values():
+            folder.mkdir()
+            with open(folder / FRAMES, "wb") as file:
+                _reserve(file.fileno(), num_bytes)
+        _fill(dataset, {camera: folder / FRAMES for camera, folder in temporary.items()}, image_size, workers)
+        for camera, folder in temporary.items():
+            with open(folder / FRAMES, "rb") as file:
+                os.fsync(file.fileno())
+            about = {"format": FORMAT, "dataset_hash": dataset.hash, "camera": camera, "image_size": image_size}
+            storage.write_json(folder / storage.MANIFEST, {**about, "frames": dataset.num_frames, "bytes": num_bytes})
+            shutil.rmtree(homes[camera], ignore_errors=True)  # a truncated predecessor
+            os.replace(folder, homes[camera])
+            storage.sync_directory(homes[camera].parent)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in temporary.values():
+            shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -180,33 +182,34 @@ def _reserve(file: int, num_bytes: int) -> None:
         os.ftruncate(file, num_bytes)
 
 
-def _fill(dataset: Dataset, camera: str, image_size: int, path: Path, workers: int, progress: Progress) -> None:
-    """Decode every episode; with workers, each opens the dataset itself and writes its rows into the same file."""
-    episodes = range(dataset.num_episodes)
-    make = functools.partial(
-        _filler, functools.partial(type(dataset).open, dataset.root) if workers else lambda: dataset, camera, image_size, path
-    )
-    for _ in processes.run(make, episodes, workers=workers, name=lambda episode: f"decoding episode {episode}"):
-        progress.advance()
+def _fill(dataset: Dataset, paths: dict[str, Path], image_size: int, workers: int) -> None:
+    """Decode every episode of every camera; a worker process opens the dataset itself and writes its rows into the same file."""
+    jobs = [(camera, episode) for camera in paths for episode in range(dataset.num_episodes)]
+    open_dataset = functools.partial(type(dataset).open, dataset.root) if workers else lambda: dataset
+    make = functools.partial(_filler, open_dataset, paths, image_size)
+    with Progress("decode", len(jobs), "episodes") as progress:
+        for _ in processes.run(make, jobs, workers=workers, name=lambda job: f"decoding {job[0]!r}"):
+            progress.advance()
 
 
-def _filler(open_dataset: Callable[[], Dataset], camera: str, image_size: int, path: Path) -> Callable[[int], None]:
-    """What one process does with each episode; made in the process itself."""
-    return functools.partial(_fill_episode, open_dataset(), camera, image_size, path)
+def _filler(open_dataset: Callable[[], Dataset], paths: dict[str, Path], image_size: int) -> Callable[[tuple[str, int]], None]:
+    """What one process does with each (camera, episode); made in the process itself."""
+    return functools.partial(_fill_episode, open_dataset(), paths, image_size)
 
 
-def _fill_episode(dataset: Dataset, camera: str, image_size: int, path: Path, episode: int) -> None:
-    """Decode one episode into its rows of the file."""
+def _fill_episode(dataset: Dataset, paths: dict[str, Path], image_size: int, job: tuple[str, int]) -> None:
+    """Decode one episode into its rows of the camera's file."""
+    camera, episode = job
     start, end = (int(row) for row in dataset.episode_start[episode : episode + 2])
     if start == end:
         return
-    images = dataset.frames(episode, camera)
-    if len(images) != end - start:
-        raise DataError(
-            f"{dataset.root}: episode {episode}, camera {camera!r}: {len(images)} frames for {end - start} rows; repair or drop the episode"
-        )
-    check_image(images[0], f"{dataset.root}: episode {episode}, camera {camera!r}")
-    rows = np.memmap(path, np.uint8, mode="r+", shape=(dataset.num_frames, image_size, image_size, 3))
-    for row, image in zip(range(start, end), images, strict=True):
-        rows[row] = resize_with_pad(image, image_size)
-    rows.flush()
+    where = f"{dataset.root}: episode {episode}, camera {camera!r}"
+    rows = np.memmap(paths[camera], np.uint8, mode="r+", shape=(dataset.num_frames, image_size, image_size, 3))
+    for first in range(0, end - start, DECODED_AT_ONCE):
+        wanted = np.arange(first, min(first + DECODED_AT_ONCE, end - start))
+        images = dataset.frames(episode, camera, wanted)
+        if len(images) != len(wanted):
+            raise DataError(f"{where}: {len(images)} frames where {len(wanted)} rows need one; repair or drop the episode")
+        check_image(images[0], where)
+        for index, image in zip(wanted, images, strict=True):
+            rows[start + index] = resize_with_pad(image, image_size)
