@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deftly.contract import Window
+from deftly.contract import Camera, Contract, Embodiment, Vector, Window
 from deftly.models.policy import PolicyConfig, VLAPolicy
 from deftly.types import Batch, Tokens
 
@@ -34,14 +34,28 @@ def random_batch(size: int = 4, window: Window = Window(frames=2, chunk=6, past_
     )
 
 
+def contract_of(window: Window, cameras: tuple[str, ...] = CAMERAS, state_dim: int = STATE) -> Contract:
+    """The robot that `random_batch` shows."""
+    return Contract(
+        embodiment=Embodiment(
+            name="test",
+            rate_hz=10,
+            cameras=tuple(Camera(name=name, height=SIZE, width=SIZE, role="wrist" if name == "wrist" else "scene") for name in cameras),
+            state=Vector(names=tuple(f"s{i}" for i in range(state_dim)), units=("m",) * state_dim),
+            action=Vector(names=tuple(f"a{i}" for i in range(ACTION)), units=("m",) * ACTION),
+        ),
+        cameras=cameras,
+        image_size=SIZE,
+        window=window,
+        executed_steps=1,
+        normalization="quantile",
+        statistics_hash="",
+        tokenizer_hash="",
+        text_length=TEXT_LENGTH,
+        dataset_hash="",
+    )
+
+
 def build_policy(config: PolicyConfig, window: Window = Window(frames=2, chunk=6, past_actions=True), seed: int = 0) -> VLAPolicy:
     torch.manual_seed(seed)
-    return config.build(
-        cameras=CAMERAS,
-        image_size=SIZE,
-        state_dim=STATE,
-        action_dim=ACTION,
-        vocabulary=VOCABULARY,
-        text_length=TEXT_LENGTH,
-        window=window,
-    )
+    return config.build(contract_of(window), VOCABULARY)

@@ -92,15 +92,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Agent:
     tokenizer = TextTokenizer.load(directory / TOKENIZER)
     encoder = ObservationEncoder(contract, _read_statistics(directory / STATISTICS), tokenizer)
     try:
-        policy = policy_config.build(
-            cameras=contract.cameras,
-            image_size=contract.image_size,
-            state_dim=len(contract.embodiment.state),
-            action_dim=len(contract.embodiment.action),
-            vocabulary=tokenizer.size,
-            text_length=contract.text_length,
-            window=contract.window,
-        )
+        policy = policy_config.build(contract, tokenizer.size)
     except ValueError as error:
         raise DataError(f"{directory / POLICY}: cannot be built ({error})") from None
     load_weights(policy, directory / WEIGHTS)

@@ -114,17 +114,8 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
 
 def build_policy(run: Run, data: TrainingData) -> Policy:
     """The run's policy with fresh weights: a function of the run's seed."""
-    contract = data.contract
     seed_global("initial weights", run.seed)
-    return run.policy.build(
-        cameras=contract.cameras,
-        image_size=contract.image_size,
-        state_dim=len(contract.embodiment.state),
-        action_dim=len(contract.embodiment.action),
-        vocabulary=data.tokenizer.size,
-        text_length=contract.text_length,
-        window=contract.window,
-    )
+    return run.policy.build(data.contract, data.tokenizer.size)
 
 
 def write_policy(folder: Path, state: dict[str, Tensor], run: Run, data: TrainingData) -> None:

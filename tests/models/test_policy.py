@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from batches import ACTION, CAMERAS, SIZE, STATE, TEXT_LENGTH, VOCABULARY, build_policy, random_batch
 
+from batches import ACTION, CAMERAS, SIZE, STATE, VOCABULARY, build_policy, contract_of, random_batch
 from deftly.contract import Window
 from deftly.models.heads import FlowMatchingConfig, RegressionConfig
 from deftly.models.language import TextConfig
@@ -171,10 +171,16 @@ def test_keypoints_find_a_planted_dot() -> None:
 
 
 def test_a_state_free_robot_is_possible() -> None:
-    policy = PolicyConfig(**SMALL).build(
-        cameras=("head",), image_size=SIZE, state_dim=0, action_dim=ACTION, vocabulary=VOCABULARY, text_length=TEXT_LENGTH, window=Window(chunk=2)
-    )
+    policy = PolicyConfig(**SMALL).build(contract_of(Window(chunk=2), cameras=("head",), state_dim=0), VOCABULARY)
     batch = random_batch(window=Window(chunk=2))
     batch = dataclasses.replace(batch, state=batch.state[:, :, :0], state_dim_is_pad=batch.state_dim_is_pad[:, :0])
     assert STATE > 0
     assert sampled(policy, batch).shape == (4, 2, ACTION)
+
+
+def test_wrist_cameras_may_have_an_encoder_of_their_own() -> None:
+    coarse = CNNConfig(stem_stride=8, widths=(8,), keypoints=2)
+    policy = build_policy(PolicyConfig(**SMALL, wrist=coarse))
+    assert policy.vision["wrist"].out_dim == 2 * 2 + 8
+    assert policy.vision["head"].out_dim == 2 * 4 + 16
+    assert sampled(policy, random_batch()).shape == (4, 6, ACTION)

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from batches import build_policy, random_batch
 
+from batches import build_policy, random_batch
 from deftly.models.heads import FlowMatchingConfig, RegressionConfig
 from deftly.models.language import TextConfig
 from deftly.models.policy import PolicyConfig

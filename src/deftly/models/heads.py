@@ -74,6 +74,8 @@ class FlowMatchingConfig(Config):
 class FlowMatchingHead(Head):
     """x_t = (1 - t) noise + t action, velocity = action - noise. Time 0 is noise, time 1 the action: the reverse of pi0's code."""
 
+    frequency: Tensor  # [16] of the time embedding
+
     def __init__(self, config: FlowMatchingConfig, features: int, chunk: int, action_dim: int) -> None:
         super().__init__()
         self.config, self.chunk, self.action_dim = config, chunk, action_dim
@@ -135,7 +137,7 @@ HeadConfig = Annotated[RegressionConfig | FlowMatchingConfig, pydantic.Field(dis
 
 
 def wanted(batch: Batch) -> Float[Tensor, "b k a"]:
-    """The actions to imitate, with padding made a function of what is valid: a padded step repeats the last valid one, a padded dimension is 0.
+    """The actions to imitate; a padded step repeats the last valid one, a padded dimension is 0, so that padding is a function of what is valid.
 
     A denoiser reads the whole chunk, so whatever stood in the padding would otherwise leak into the loss of the valid elements.
     """

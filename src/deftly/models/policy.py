@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from deftly.config import Config
-from deftly.contract import Window
+from deftly.contract import Camera, Contract
 from deftly.models.heads import HeadConfig, RegressionConfig
 from deftly.models.language import TextConfig
 from deftly.models.vision import CNNConfig
@@ -28,6 +28,8 @@ from deftly.types import Batch, Clock, Features, Policy
 
 class PolicyConfig(Config):
     vision: CNNConfig = CNNConfig()
+    wrist: CNNConfig | None = None
+    """The encoder of wrist cameras: they look from near, so a coarser and cheaper one can do; null: the same as `vision`."""
     text: TextConfig = TextConfig()
     width: int = pydantic.Field(default=256, ge=8)
     depth: int = pydantic.Field(default=2, ge=1)
@@ -35,19 +37,12 @@ class PolicyConfig(Config):
     dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
     head: HeadConfig = RegressionConfig()
 
-    def build(
-        self,
-        *,
-        cameras: tuple[str, ...],
-        image_size: int,
-        state_dim: int,
-        action_dim: int,
-        vocabulary: int,
-        text_length: int,
-        window: Window,
-    ) -> VLAPolicy:
-        """Sizes that data and contract know are arguments: they are never configured twice."""
-        return VLAPolicy(self, cameras, image_size, state_dim, action_dim, vocabulary, text_length, window)
+    def build(self, contract: Contract, vocabulary: int) -> VLAPolicy:
+        """Everything that data and contract know comes from them: no size is configured twice."""
+        return VLAPolicy(self, contract, vocabulary)
+
+    def encoder_of(self, camera: Camera) -> CNNConfig:
+        return self.wrist if self.wrist is not None and camera.role == "wrist" else self.vision
 
 
 def parse_policy(values: dict[str, Any], where: str = "policy.json") -> PolicyConfig:
@@ -56,32 +51,24 @@ def parse_policy(values: dict[str, Any], where: str = "policy.json") -> PolicyCo
 
 
 class VLAPolicy(Policy):
-    def __init__(
-        self,
-        config: PolicyConfig,
-        cameras: tuple[str, ...],
-        image_size: int,
-        state_dim: int,
-        action_dim: int,
-        vocabulary: int,
-        text_length: int,
-        window: Window,
-    ) -> None:
+    def __init__(self, config: PolicyConfig, contract: Contract, vocabulary: int) -> None:
         super().__init__()
-        self.cameras, self.chunk, self.action_dim = cameras, window.chunk, action_dim
+        window, robot, size = contract.window, contract.embodiment, contract.image_size
+        self.cameras, self.chunk, self.action_dim = contract.cameras, window.chunk, len(robot.action)
         self.sees_past_actions = window.past_actions
-        self.text = config.text.build(vocabulary=vocabulary, text_length=text_length)
-        self.vision = nn.ModuleDict({name: config.vision.build(image_size=image_size, text_dim=self.text.dim) for name in cameras})
-        seen = sum(encoder.out_dim for encoder in self.vision.values())  # type: ignore[misc]
-        self.missing = nn.ParameterDict({name: nn.Parameter(torch.zeros(self.vision[name].out_dim)) for name in cameras})  # type: ignore[arg-type]
-        felt = state_dim + (action_dim if self.sees_past_actions else 0)
+        self.text = config.text.build(vocabulary=vocabulary, text_length=contract.text_length)
+        encoders = {name: config.encoder_of(robot.camera(name)).build(image_size=size, text_dim=self.text.dim) for name in self.cameras}
+        self.vision = nn.ModuleDict(encoders)
+        self.missing = nn.ParameterDict({name: nn.Parameter(torch.zeros(encoder.out_dim)) for name, encoder in encoders.items()})
+        seen = sum(encoder.out_dim for encoder in encoders.values())
+        felt = len(robot.state) + (self.action_dim if self.sees_past_actions else 0)
         layers: list[nn.Module] = []
-        size = window.frames * (seen + felt) + self.text.dim
+        inputs = window.frames * (seen + felt) + self.text.dim
         for _ in range(config.depth):
-            layers += [nn.Linear(size, config.width), nn.LayerNorm(config.width), nn.GELU(), nn.Dropout(config.dropout)]
-            size = config.width
+            layers += [nn.Linear(inputs, config.width), nn.LayerNorm(config.width), nn.GELU(), nn.Dropout(config.dropout)]
+            inputs = config.width
         self.trunk = nn.Sequential(*layers)
-        self.head = config.head.build(features=config.width, chunk=window.chunk, action_dim=action_dim)
+        self.head = config.head.build(features=config.width, chunk=self.chunk, action_dim=self.action_dim)
 
     def forward(self, batch: Batch, clock: Clock) -> Float[Tensor, "b k a"]:
         return self.loss(self.encode(batch), batch, clock)
