@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -31,28 +29,26 @@ def test_the_trainer_holds_its_directory(tmp_path):
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_trainer(tmp_path):
-    code = f"""
-import os, sys, time
-from pathlib import Path
-from deftly.training.lifetime import locked
-with locked(Path({str(tmp_path)!r})):
-    if os.fork() == 0:
-        time.sleep(20)
-        os._exit(0)
-    print("held", flush=True)
-    time.sleep(20)
-"""
-    owner = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, start_new_session=True)
-    assert owner.stdout is not None
-    assert owner.stdout.readline() == b"held\n"
-    owner.kill()  # the trainer alone: its worker lives on
-    owner.wait()
+    read, write = os.pipe()
+    trainer = os.fork()
+    if trainer == 0:
+        with locked(tmp_path):
+            worker = os.fork()
+            if worker:
+                os.write(write, str(worker).encode())
+            time.sleep(60)
+            os._exit(0)
+    worker = int(os.read(read, 32))
+    os.close(read)
+    os.close(write)
+    os.kill(trainer, signal.SIGKILL)  # the trainer alone: its worker lives on
+    os.waitpid(trainer, 0)
     try:
+        os.kill(worker, 0)
         with locked(tmp_path):
             pass
     finally:
-        os.killpg(owner.pid, signal.SIGKILL)
-        owner.stdout.close()
+        os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
