@@ -48,12 +48,12 @@ class ObservationEncoder:
 
     def __init__(self, contract: Contract, statistics: Statistics, tokenizer: TextTokenizer) -> None:
         for found, wanted, what in (
-            (fingerprint(statistics), contract.statistics_hash, "statistics"),
+            (fingerprint(statistics), contract.statistics_hash, "set of statistics"),
             (tokenizer.hash, contract.tokenizer_hash, "tokenizer"),
         ):
             if found != wanted:
                 raise DataError(
-                    f"{what} do not belong to this contract (hash {found[:12]}, expected {wanted[:12]}); use the files saved together"
+                    f"the {what} is not the contract's (hash {found[:12]}, expected {wanted[:12]}); use the files saved together"
                 )
         self.contract, self.statistics, self.tokenizer = contract, statistics, tokenizer
         robot = contract.embodiment

@@ -1,0 +1,152 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from deftly.contract import Window
+from deftly.data.dataset import Dataset
+from deftly.data.source import DataConfig, check_numbers, columns_of, evenly, measure
+from deftly.types import DataError, UsageError
+from small_data import FakeDataset, robot, write_dataset
+
+LENGTHS = (7, 5, 9, 6)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("source") / "data", LENGTHS)
+
+
+def config(root, **changes) -> DataConfig:
+    return DataConfig(path=root, **{"image_size": 16, "batch_size": 4, "validation_fraction": 0.25, "window": Window(chunk=4), **changes})
+
+
+def build(root, **changes):
+    return config(root, **changes).build(seed=0, device="cpu", executed_steps=2)
+
+
+def test_training_and_validation_windows_cover_the_dataset_once(root):
+    data = build(root)
+    assert data.validation is not None
+    held = [row for batch in data.validation.batches() for row in zip(batch.episode.tolist(), batch.frame.tolist(), strict=True)]
+    assert len(data.split[1]) == 1
+    assert held == [(int(data.split[1][0]), frame) for frame in range(LENGTHS[data.split[1][0]])]
+    assert len(data.train) + len(held) == sum(LENGTHS)
+    seen = {int(e) for _ in range(10) for e in data.train.next().episode}
+    assert seen == set(data.split[0].tolist())
+    data.close()
+
+
+def test_statistics_and_words_come_from_the_training_split_alone(root):
+    data = build(root)
+    rows = np.concatenate([np.arange(*data.dataset.episode_start[[e, e + 1]]) for e in data.split[0]])
+    actions = data.dataset.action[rows].astype(np.float64)
+    assert np.allclose(data.statistics["action"]["q99"], np.quantile(actions, 0.99, axis=0))
+    assert np.allclose(data.statistics["observation.state"]["max"], data.dataset.state[rows].max(0))
+    others = DataConfig.build(config(root), seed=0, device="cpu", executed_steps=2, episodes=(np.array([0, 3]), np.array([1])))
+    assert "blue" not in others.tokenizer.words
+    assert "red" in others.tokenizer.words
+    assert others.contract.statistics_hash != data.contract.statistics_hash
+
+
+def test_the_contract_carries_what_the_data_is(root):
+    data = build(root, cameras=("wrist",))
+    contract = data.contract
+    assert contract.embodiment == robot()
+    assert contract.cameras == ("wrist",)
+    assert contract.dataset_hash == Dataset.open(root).hash
+    assert (contract.image_size, contract.executed_steps, contract.normalization) == (16, 2, "quantile")
+    assert list(data.train.next().images) == ["wrist"]
+
+
+def test_without_a_held_out_part_there_is_no_validation(root):
+    data = build(root, validation_fraction=0)
+    assert data.validation is None
+    assert len(data.train) == sum(LENGTHS)
+    data.close()
+
+
+def test_a_long_validation_is_thinned_evenly(root):
+    data = build(root, validation_samples=3)
+    assert data.validation is not None
+    assert len(data.validation) == 3
+    assert evenly(np.arange(10), 5).tolist() == [0, 2, 4, 6, 8]
+    assert evenly(np.arange(3), 5).tolist() == [0, 1, 2]
+
+
+def test_the_summary_is_plain_data(root):
+    summary = json.loads(json.dumps(build(root).summary()))
+    assert summary["episodes"] == 4
+    assert summary["frames"] == sum(LENGTHS)
+    assert summary["training_windows"] + summary["validation_windows"] == sum(LENGTHS)
+    assert summary["adjusted_dimensions"] == []
+
+
+def test_a_config_survives_json(root):
+    first = config(root)
+    assert DataConfig.parse(json.loads(first.to_json()), "here") == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cameras": ("wirst",)}, "did you mean 'wrist'"),
+        ({"cameras": ("head", "head")}, "each once"),
+        ({"cameras": ()}, "at least one camera"),
+        ({"text_length": 3}, "set text_length to"),
+        ({"window": Window(chunk=1)}, "executed_steps 2 is more than the chunk of 1"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused_in_one_line(root, changes, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        build(root, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_leaking_split_is_refused(root):
+    with pytest.raises(DataError, match="episode 1 is in the training AND"):
+        config(root).build(seed=0, device="cpu", executed_steps=2, episodes=(np.array([0, 1]), np.array([1])))
+
+
+def test_scenes_are_kept_together(tmp_path):
+    data = build(write_dataset(tmp_path / "data", (3,) * 8, scenes=[i // 2 for i in range(8)]))
+    assert {i // 2 for i in data.split[0]}.isdisjoint({i // 2 for i in data.split[1]})
+
+
+def test_a_value_that_is_not_finite_is_named():
+    dataset = FakeDataset()
+    dataset.action[9, 1] = np.nan  # episode 1 starts at row 7
+    with pytest.raises(DataError, match="episode 1, frame 2: action 'target_1' is nan"):
+        check_numbers(dataset, np.arange(21))
+    check_numbers(dataset, np.arange(7))
+
+
+def test_a_robot_without_state_trains_all_the_same(tmp_path):
+    data = build(write_dataset(tmp_path / "data", LENGTHS, embodiment=robot(state=0)))
+    assert data.train.next().state.shape == (4, 1, 0)
+    assert set(data.statistics) == {"action"}
+
+
+def test_columns_are_normalised_once():
+    dataset = FakeDataset()
+    measured = measure(dataset, np.arange(21))
+    assert set(measured) == {"observation.state", "action"}
+
+    class Encoder:
+        def __init__(self):
+            from deftly.data.normalize import Normalizer
+
+            self.state = Normalizer("min_max", measured["observation.state"], dataset.embodiment.state.names, "state")
+            self.action = Normalizer("min_max", measured["action"], dataset.embodiment.action.names, "action")
+
+        def tokens(self, sentences):
+            from deftly.data.tokenizer import TextTokenizer
+
+            return TextTokenizer.train(sentences).encode(sentences, 6)
+
+    columns = columns_of(dataset, Encoder())
+    assert columns.state.shape == (21, 5)
+    assert float(columns.action.abs().max()) == pytest.approx(1, abs=1e-5)
+    assert columns.text.ids.shape == (3, 6)
+    assert columns.task.dtype == torch.int64
