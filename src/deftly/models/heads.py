@@ -137,7 +137,7 @@ HeadConfig = Annotated[RegressionConfig | FlowMatchingConfig, pydantic.Field(dis
 
 
 def wanted(batch: Batch) -> Float[Tensor, "b k a"]:
-    """The actions to imitate; a padded step repeats the last valid one, a padded dimension is 0, so that padding is a function of what is valid.
+    """The actions to imitate, where a padded step repeats the last valid one and a padded dimension is 0.
 
     A denoiser reads the whole chunk, so whatever stood in the padding would otherwise leak into the loss of the valid elements.
     """

@@ -1,0 +1,61 @@
+"""`deftly train`: recipes, repeated runs, the user's own file, leaves changed on the command line, mistakes in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deftly.cli.train import find_run, main, override, own_recipe, print_summary
+from deftly.models.heads import FlowMatchingConfig
+from deftly.recipes import RECIPES
+from deftly.types import UsageError
+from small_data import write_dataset
+
+
+def test_leaves_change_and_unions_stay() -> None:
+    run = override(RECIPES["imitate"](True), ["--policy.vision.keypoints", "5", "--training.steps", "3", "--data.path", "somewhere"])
+    assert run.policy.vision.keypoints == 5
+    assert run.training.steps == 3
+    assert run.data.path == Path("somewhere")
+    assert isinstance(run.policy.head, FlowMatchingConfig)
+    assert override(run, []) == run
+
+
+def test_finds_recipes_files_and_directories(tmp_path: Path) -> None:
+    run = RECIPES["demo"](True)
+    (tmp_path / "run.json").write_text(run.to_json())
+    assert find_run(str(tmp_path), False) == find_run(str(tmp_path / "run.json"), False) == find_run("demo", True) == run
+    with pytest.raises(UsageError, match="did you mean 'bridge'"):
+        find_run("bridg", False)
+
+
+def test_own_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from deftly.recipes.imitate import imitate\ndef recipe():\n    return imitate(True)\ndef wrong():\n    return 3\n")
+    assert find_run(f"{file}:recipe", False) == RECIPES["imitate"](True)
+    for function, message in (("nothing", "has no function 'nothing'"), ("wrong", "a recipe returns a deftly.run.Run")):
+        with pytest.raises(UsageError, match=message):
+            own_recipe(str(file), function, small=False)
+    with pytest.raises(UsageError, match="no such file"):
+        own_recipe(str(tmp_path / "other.py"), "recipe", small=False)
+
+
+def test_trains_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "data", lengths=(6, 7, 6))
+    flags = ["--data.path", str(tmp_path / "data"), "--training.steps", "2", "--data.validation-fraction", "0.3", "--data.image-size", "24"]
+    main(["imitate", "--small", "--out", str(tmp_path / "run"), "--device", "cpu", *flags])
+    printed = capsys.readouterr().out
+    assert "mean action" in printed
+    assert str(tmp_path / "run") in printed.replace("\n", "")
+
+
+def test_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    assert "demo, imitate, bridge" in capsys.readouterr().out
+
+
+def test_verdict_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"policy": 0.5, "mean_action": 0.4}]
+    print_summary({"folds": rows, "mean": rows[0], "policy_beats_both_baselines": False}, tmp_path)
+    assert "does NOT beat" in capsys.readouterr().out

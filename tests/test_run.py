@@ -1,0 +1,157 @@
+"""What a run promises as a whole: the same bits after kill -9, with any number of workers, and through the agent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deftly import storage
+from deftly.agent import load
+from deftly.data.augment import OFF
+from deftly.recipes import RECIPES
+from deftly.run import Run, build_policy, check_disk, choose_device, offline, print_plan, train, write_policy
+from deftly.types import DataError, UsageError
+from small_data import write_dataset
+
+STEPS = 14
+
+
+def small_run(data: Path, workers: int = 0) -> Run:
+    run = RECIPES["imitate"](True)
+    training = run.training.replace(steps=STEPS, checkpoint_every=3, validate_every=4, log_every=1, ema_decay=0.9, threads=1)
+    source = run.data.replace(path=data, validation_fraction=0.3, workers=workers, image_size=24)
+    return run.replace(data=source, training=training)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "set"
+    write_dataset(path, lengths=(9, 7, 8, 6))
+    return path
+
+
+def final_hashes(run: Path) -> dict[str, str]:
+    newest = sorted((run / "checkpoints").glob("step-*"))[-1]
+    return {path.name: storage.sha256(path) for path in newest.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    command(data, run, 0, resume=False).wait(timeout=120)
+    return run
+
+
+def command(data: Path, out: Path, workers: int, resume: bool) -> subprocess.Popen[bytes]:
+    """Training as users start it, in a process group of its own."""
+    path = out.parent / f"{out.name}.json"
+    path.write_text(small_run(data, workers).to_json())
+    flags = ["--resume"] if resume else []
+    words = [sys.executable, "-m", "deftly.cli.main", "train", str(path), "--out", str(out), "--device", "cpu", *flags]
+    return subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_kill_nine_twice_and_resume_ends_in_the_same_bits(data: Path, undisturbed: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
+    run = tmp_path / "run"
+    for attempt in range(2):
+        process = command(data, run, 0, resume=attempt > 0)
+        wait_for_step(run, process, int(draw.integers(attempt * 6 + 1, attempt * 6 + 6)))
+        time.sleep(float(draw.uniform(0, 0.05)))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert command(data, run, 0, resume=True).wait(timeout=120) == 0
+    assert final_hashes(run) == final_hashes(undisturbed)
+    assert log_without_clock(run) == log_without_clock(undisturbed)
+
+
+def wait_for_step(run: Path, process: subprocess.Popen[bytes], step: int) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(line.get("step", 0) >= step for line in storage.read_lines(run / "metrics.jsonl")):
+            return
+        time.sleep(0.005)
+    assert process.poll() == 0, "training ended before the moment that was drawn, and not because it was done"
+
+
+def log_without_clock(run: Path) -> list[dict[str, object]]:
+    lines = storage.read_lines(run / "metrics.jsonl")
+    keep = ("step", "loss", "validation_loss", "learning_rate", "gradient_norm", "action")
+    return [{name: line[name] for name in keep if name in line} for line in lines]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_bit(data: Path, undisturbed: Path, tmp_path: Path, workers: int) -> None:
+    run = tmp_path / "run"
+    assert command(data, run, workers, resume=False).wait(timeout=120) == 0
+    assert final_hashes(run) == final_hashes(undisturbed)
+
+
+def test_the_trained_policy_acts_and_a_training_frame_is_the_loaders(data: Path, undisturbed: Path) -> None:
+    agent = load(undisturbed)
+    config = small_run(data).data.replace(augmentation=OFF)
+    prepared = config.build(seed=0, device="cpu", executed_steps=8)
+    batch = prepared.train.next()
+    for row in range(3):
+        episode, frame = int(batch.episode[row]), int(batch.frame[row])
+        images = {camera: prepared.dataset.frames(episode, camera, np.array([frame]))[0] for camera in prepared.dataset.cameras}
+        at = int(prepared.dataset.episode_start[episode]) + frame
+        task = prepared.dataset.tasks[int(prepared.dataset.task_of_frame[at])]
+        seen = agent.encode([{"images": images, "state": prepared.dataset.state[at], "instruction": task}])
+        for camera in batch.images:
+            assert torch.equal(seen.images[camera][0], batch.images[camera][row])
+        assert torch.equal(seen.state[0], batch.state[row])
+        assert torch.equal(seen.text.ids[0], batch.text.ids[row])
+        assert torch.equal(seen.text.is_pad[0], batch.text.is_pad[row])
+        agent.reset(key=row)
+        action = agent.act({"images": images, "state": prepared.dataset.state[at], "instruction": task})
+        assert action.shape == (len(agent.contract.embodiment.action),)
+        assert bool(np.isfinite(action).all())
+    prepared.close()
+
+
+def test_offline_file_is_what_was_returned(data: Path, tmp_path: Path) -> None:
+    run = small_run(data)
+    summary = train(run.replace(training=run.training.replace(steps=2)), tmp_path / "run", device="cpu")
+    assert json.loads((tmp_path / "run" / "offline.json").read_text()) == summary["offline"]
+    prepared = run.data.build(seed=run.seed, device="cpu", executed_steps=run.executed_steps)
+    assert offline(tmp_path / "run", prepared, torch.device("cpu")) == summary["offline"]
+    prepared.close()
+
+
+def test_plan_policy_and_disk(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small_run(data)
+    prepared = run.data.build(seed=0, device="cpu", executed_steps=run.executed_steps)
+    first, second = build_policy(run, prepared), build_policy(run, prepared)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    print_plan(run, prepared, first, tmp_path, torch.device("cpu"))
+    assert f"{STEPS} steps of 8" in capsys.readouterr().err
+    check_disk(first, run, tmp_path)
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    write_policy(folder, first.state_dict(), run, prepared)
+    assert all(torch.equal(a, b) for a, b in zip(load(folder).policy.parameters(), first.parameters(), strict=True))
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match="free some space"):
+        check_disk(first, run, tmp_path)
+    prepared.close()
+
+
+def test_choices_that_cannot_be() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="--device cpu"):
+            choose_device("cuda")
+        assert choose_device("auto") == torch.device("cpu")
+    run = RECIPES["imitate"](True)
+    with pytest.raises(UsageError, match="executed_steps 17 is more than the chunk of 16"):
+        run.replace(executed_steps=17)
