@@ -22,9 +22,9 @@ from deftly import agent as agents
 from deftly import storage
 from deftly.contract import Embodiment
 from deftly.evaluation.baselines import ARMS, BASELINES, POLICY, actor_of, check_baselines, needs_rendering, sentence_of
-from deftly.evaluation.plan import EPISODES, VIDEOS, Plan, versions, write_or_match
+from deftly.evaluation.plan import EPISODES, Plan, versions, write_or_match
 from deftly.evaluation.statistics import Proportion
-from deftly.evaluation.summary import Row, read_rows, write_summary
+from deftly.evaluation.summary import Row, read_rows, video_path, write_summary
 from deftly.evaluation.videos import VIDEO_SIZE, Recorded, replay, write_mp4
 from deftly.progress import Progress
 from deftly.rollout import Actor, Episode, rollout
@@ -263,8 +263,3 @@ def draw(task: Task, directory: Path, videos: int, workers: int) -> None:
     with Progress("draw", len(jobs), "videos") as progress:
         for _ in processes.run(partial(Bench, task), jobs, workers=min(workers, len(jobs)), name=Job.name):
             progress.advance()
-
-
-def video_path(directory: Path, row: Row) -> Path:
-    """Where the video of a row of the policy is; its name says what it shows."""
-    return directory / VIDEOS / f"episode-{row['episode']:04d}-{row['outcome']}.mp4"

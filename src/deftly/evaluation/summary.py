@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deftly import storage
-from deftly.evaluation.plan import EPISODES, SUMMARY, Plan, read
+from deftly.evaluation.plan import EPISODES, SUMMARY, VIDEOS, Plan, read
 from deftly.evaluation.statistics import Proportion, mcnemar
 from deftly.types import DataError
 
@@ -115,3 +115,8 @@ def write_summary(directory: Path) -> dict[str, Any]:
     storage.write_text(directory / EPISODES, "".join(json.dumps(rows[job], ensure_ascii=False) + "\n" for job in plan.jobs()))
     storage.write_json(directory / SUMMARY, summary)
     return summary
+
+
+def video_path(directory: Path, row: Row) -> Path:
+    """Where the video of a row of the policy is; its name says what it shows."""
+    return directory / VIDEOS / f"episode-{row['episode']:04d}-{row['outcome']}.mp4"

@@ -1,0 +1,337 @@
+"""A run as one page: everything that its files say, in a single HTML file without scripts and without anything from elsewhere.
+
+A pure function of the files of a run. What is not there yet is left out; nothing is measured here. The figures are computed from
+`plan.json` and `episodes.jsonl`, not copied from `summary.json`.
+"""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from deftly import storage
+from deftly.contract import Contract
+from deftly.evaluation import charts
+from deftly.evaluation.plan import PLAN, Plan, read
+from deftly.evaluation.statistics import Proportion
+from deftly.evaluation.summary import Row, read_rows, summarise, video_path
+from deftly.types import UsageError
+
+REPORT = "report.html"
+TEMPLATE = "report.html.jinja"
+MAX_VIDEO_BYTES = 5 << 20  # all together; base64 adds a third
+
+MEANINGS = {
+    "deaf": "told another object, scored on the original one",
+    "blind": "shown black images",
+    "random": "moves to random places",
+    "no_op": "holds still",
+}
+HEARD = "told another object, it picked that one"
+REASONS = {
+    "wrong_object": "lifted another object first",
+    "missed_grasp": "tried to grasp it, but did not hold it up in time",
+    "timeout": "the time was over before it tried",
+    "invalid_action": "the policy's output was no possible action",
+    "crashed": "the world or the policy crashed",
+}
+
+
+def write_report(run: Path, out: Path | None = None, evaluation: str | None = None) -> Path:
+    """Write the page of a run and return its path, by default RUN/report.html.
+
+    Args:
+        evaluation: which one is the headline; by default `final`, else the last finished one by name.
+
+    Raises:
+        UsageError: `run` is not a run, or has no such evaluation.
+        DataError: a file of it is broken.
+    """
+    path = out or run / REPORT
+    storage.write_text(path, render(gather(run, evaluation)))
+    return path
+
+
+def render(page: dict[str, Any]) -> str:
+    """The page as HTML; every text in `page` is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(TEMPLATE).render(page)
+
+
+def gather(run: Path, evaluation: str | None = None) -> dict[str, Any]:
+    """Everything that the page shows, as plain data."""
+    if not (run / "run.json").is_file():
+        raise UsageError(f"{run}: not a run (no run.json); give a run directory, such as runs/demo")
+    config = storage.read_json(run / "run.json")
+    contract = read_contract(run)
+    rate_hz = contract.embodiment.rate_hz if contract is not None else None
+    finished, unfinished = find_evaluations(run / "evaluation")
+    if evaluation is not None and evaluation not in finished:
+        known = f"finished ones: {', '.join(finished)}" if finished else f"there are none; run `deftly evaluate {run}`"
+        raise UsageError(f"{run}: no finished evaluation {evaluation!r}; {known}")
+    name = evaluation or ("final" if "final" in finished else next(reversed(finished), None))
+    return {
+        "name": str(config.get("name", run.name)),
+        "robot": contract.embodiment.name if contract is not None else None,
+        "evaluation": judged(run / "evaluation" / name, *finished[name], rate_hz) if name is not None else None,
+        "others": [other(key, *value) for key, value in finished.items()] if len(finished) > 1 else [],
+        "unfinished": unfinished,
+        "training": training(run),
+        "offline": offline(run / "offline.json"),
+        "facts": facts(run, config, contract, finished[name][0] if name is not None else None),
+        "commands": commands(run, config, finished[name][0] if name is not None else None),
+    }
+
+
+# Evaluations ----------------------------------------------------------------------------------------------------------------------------
+
+
+def find_evaluations(root: Path) -> tuple[dict[str, tuple[Plan, dict[tuple[str, int], Row]]], list[dict[str, Any]]]:
+    """Finished evaluations by name, and what is known of the others."""
+    finished, unfinished = {}, []
+    for directory in sorted(path.parent for path in root.glob(f"*/{PLAN}")):
+        plan = read(directory)
+        rows = read_rows(plan, directory)
+        if len(rows) == len(plan.jobs()):
+            finished[directory.name] = (plan, rows)
+        else:
+            unfinished.append({"name": directory.name, "done": len(rows), "total": len(plan.jobs())})
+    return finished, unfinished
+
+
+def judged(directory: Path, plan: Plan, rows: dict[tuple[str, int], Row], rate_hz: float | None) -> dict[str, Any]:
+    """The headline with everything that stands beside it."""
+    summary = summarise(plan, rows)
+    policy = [rows["policy", episode] for episode in range(plan.episodes)]
+    headline = Proportion(summary["successes"], summary["episodes"])
+    dots = [charts.dot("policy", headline, "told its own sentence", "policy")]
+    baselines = summary["baselines"]
+    dots += [charts.dot(name.replace("_", "-"), counts(baselines[name]), MEANINGS[name]) for name in MEANINGS if name in baselines]
+    deaf = baselines.get("deaf")
+    obeyed = [charts.dot("other sentence", Proportion(deaf["obeyed"], deaf["episodes"]), HEARD, "policy")] if deaf else []
+    low, high = headline.interval
+    failed = plan.episodes - headline.successes
+    solved_s = [row["steps"] / rate_hz for row in policy if row["success"]] if rate_hz else []
+    videos, left_out = films(directory, policy, rate_hz)
+    return {
+        "name": directory.name,
+        "seed": plan.seed,
+        "episodes": plan.episodes,
+        "successes": headline.successes,
+        "text": str(headline),
+        "low": f"{100 * low:.0f}",
+        "high": f"{100 * high:.0f}",
+        "refused": bool(summary["success_at_reset"]),
+        "notes": summary["notes"],
+        "dots": dots,
+        "obeyed": obeyed,
+        "failed": failed,
+        "failures": [
+            {"label": name.replace("_", " "), "count": count, "width": 100 * count / failed, "meaning": REASONS.get(name, "")}
+            for name, count in summary["failures"].items()
+            if count
+        ],
+        "strata": [
+            {"title": title, "dots": [charts.dot(value, counts(found)) for value, found in summary[key].items()]}
+            for title, key in (("by object", "per_type"), ("by colour", "per_colour"), ("by skill", "per_skill"))
+            if len(summary[key]) > 1
+        ],
+        "median": seconds(statistics.median(solved_s)) if solved_s else None,
+        "times": solved_over_time(solved_s) if len(solved_s) > 1 else None,
+        "videos": videos,
+        "videos_left_out": left_out,
+        "clipped": summary["clipped_actions"],
+    }
+
+
+def counts(found: dict[str, Any]) -> Proportion:
+    return Proportion(found["successes"], found["episodes"])
+
+
+def other(name: str, plan: Plan, rows: dict[tuple[str, int], Row]) -> dict[str, Any]:
+    """One evaluation as a row of the table of all of them."""
+    headline = Proportion.of([rows["policy", episode]["success"] for episode in range(plan.episodes)])
+    return {"seed": plan.seed, "policy": plan.policy[:12], "dot": charts.dot(name, headline, kind="policy")}
+
+
+def solved_over_time(times: list[float]) -> charts.Curves | None:
+    """How many episodes were solved within each time."""
+    times = sorted(times)
+    steps = [(0.0, 0.0)] + [point for count, time in enumerate(times) for point in ((time, float(count)), (time, count + 1.0))]
+    return charts.curves([charts.Series("episodes solved", [x for x, _ in steps], [y for _, y in steps])])
+
+
+def films(directory: Path, policy: list[Row], rate_hz: float | None) -> tuple[list[dict[str, Any]], int]:
+    """The drawn episodes, successes first, and how many did not fit on the page."""
+    found, left_out, budget = [], 0, MAX_VIDEO_BYTES
+    for row in sorted(policy, key=lambda row: not row["success"]):
+        path = video_path(directory, row)
+        if not path.is_file():
+            continue
+        budget -= path.stat().st_size
+        if budget < 0:
+            left_out += 1
+            continue
+        found.append(
+            {
+                "source": "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode(),
+                "sentence": row["told"],
+                "success": row["success"],
+                "outcome": row["outcome"].replace("_", " "),
+                "reason": REASONS.get(row["outcome"], ""),
+                "seconds": seconds(row["steps"] / rate_hz) if rate_hz else None,
+                "episode": row["episode"],
+            }
+        )
+    return found, left_out
+
+
+# Training -------------------------------------------------------------------------------------------------------------------------------
+
+
+def training(run: Path) -> dict[str, Any] | None:
+    """Curves, where the time went, and the last figures; None without metrics."""
+    lines = [line for line in storage.read_lines(run / "metrics.jsonl") if isinstance(line, dict) and "step" in line]
+    train = [line for line in lines if line.get("kind") == "train"]
+    held_out = [line for line in lines if line.get("kind") == "validation"]
+    if not train:
+        return None
+    # The first lines are of a policy that knows nothing: on one axis with the rest they would flatten everything that follows.
+    settled = train[min(2, len(train) // 20) :]
+    loss = [charts.Series("training", [line["step"] for line in settled], [line["loss"] for line in settled], "soft")]
+    loss.append(
+        charts.Series("held-out episodes", [line["step"] for line in held_out], [line["loss"] for line in held_out], "main", marked=True)
+    )
+    rate = charts.Series("learning rate", [line["step"] for line in train], [line.get("learning_rate") for line in train], "main")
+    parts: dict[str, float] = {}
+    for line in train:
+        for name, value in line.get("time", {}).items():
+            if name != "elapsed":
+                parts[name] = parts.get(name, 0.0) + value
+    total = sum(parts.values())
+    return {
+        "loss": charts.curves(loss),
+        "rate": charts.curves([rate], may_be_log=False),
+        "time": [
+            {"share": share, "label": share.label.replace("_", " + "), "text": seconds(share.value)} for share in charts.shares(parts)
+        ],
+        "total": seconds(total),
+        "steps": train[-1]["step"],
+        "speed": charts.number(train[-1].get("samples", 0) / total) if total else None,
+        "skipped": train[-1].get("skipped", 0),
+    }
+
+
+def offline(path: Path) -> list[dict[str, Any]]:
+    """Errors on held-out episodes, the smallest first; empty where none were measured."""
+    if not path.is_file():
+        return []
+    errors = {name: found["l1_per_spread"] for name, found in storage.read_json(path).items()}
+    largest = max(errors.values(), default=0.0) or 1.0
+    ordered = sorted(errors.items(), key=lambda item: item[1])
+    return [{"label": name.replace("_", " "), "text": f"{value:.3f}", "width": 100 * value / largest} for name, value in ordered]
+
+
+def seconds(value: float) -> str:
+    """A duration as it is spoken of."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+# What it is, and how to get it again ------------------------------------------------------------------------------------------------------
+
+
+def read_contract(run: Path) -> Contract | None:
+    """Of the best checkpoint, else the last; None before there is one."""
+    for pointer in ("best", "last"):
+        path = run / "checkpoints" / pointer
+        if path.is_file():
+            return Contract.load(
+                storage.inside(run / "checkpoints", path.read_text(encoding="utf-8")[:200].strip()) / "policy" / "contract.json"
+            )
+    return None
+
+
+def facts(run: Path, config: dict[str, Any], contract: Contract | None, plan: Plan | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Titled lists of names and values."""
+    found = {"Policy": policy_facts(run, contract), "Contract": contract_facts(contract), "Data": data_facts(run, config)}
+    found["Versions"] = list(plan.versions.items()) if plan is not None else []
+    return [(title, pairs) for title, pairs in found.items() if pairs]
+
+
+def policy_facts(run: Path, contract: Contract | None) -> list[tuple[str, str]]:
+    pairs = []
+    if (run / "summary.json").is_file():
+        summary = storage.read_json(run / "summary.json")
+        pairs = [("parameters", f"{summary['parameters']:,}".replace(",", " ")), ("trained in", str(summary["precision"]))]
+        if summary.get("best"):
+            pairs.append(("best checkpoint", f"step {summary['best']['step']} of {summary['steps']}"))
+    if contract is not None:
+        window = contract.window
+        pairs.append(
+            ("sees", f"{window.frames} frame{'s' * (window.frames > 1)} of {', '.join(contract.cameras)} at {contract.image_size} px")
+        )
+        pairs.append(("plans", f"{window.chunk} actions, plays {contract.executed_steps}"))
+    return pairs
+
+
+def contract_facts(contract: Contract | None) -> list[tuple[str, str]]:
+    if contract is None:
+        return []
+    robot = contract.embodiment
+    return [
+        ("robot", robot.name),
+        ("rate", f"{robot.rate_hz:g} Hz"),
+        ("cameras", ", ".join(f"{camera.name} {camera.width} × {camera.height}" for camera in robot.cameras)),
+        ("state", listed(robot.state.names, robot.state.units)),
+        ("action", f"{listed(robot.action.names, robot.action.units)}; {robot.action_kind.replace('_', ' ')}"),
+        ("normalisation", contract.normalization.replace("_", " ")),
+    ]
+
+
+def listed(names: tuple[str, ...], units: tuple[str, ...]) -> str:
+    """Names with their units, a unit once for the names that share it."""
+    groups: dict[str, list[str]] = {}
+    for name, unit in zip(names, units, strict=True):
+        groups.setdefault(unit, []).append(name.replace("_", " "))
+    return "; ".join(f"{', '.join(group)} ({unit})" for unit, group in groups.items())
+
+
+def data_facts(run: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the policy was trained on: what the run wrote down, else what the dataset says if it is still there."""
+    path = str(config.get("data", {}).get("path", ""))
+    pairs = [("path", path)] if path else []
+    if (run / "data.json").is_file():
+        data = storage.read_json(run / "data.json")
+        pairs += [
+            ("demonstrations", f"{data['training_episodes']} for training, {data['validation_episodes']} held out"),
+            ("frames", f"{data['frames']:,} ({data['hours']:.2f} h)".replace(",", " ")),
+            ("instructions", f"{data['instructions']} sentences, {data['vocabulary']} words"),
+            ("sha256", data["hash"][:16]),
+        ]
+    elif path and (Path(path) / "meta" / "info.json").is_file():
+        info = storage.read_json(Path(path) / "meta" / "info.json")
+        pairs += [("demonstrations", str(info.get("total_episodes"))), ("frames", f"{info.get('total_frames', 0):,}".replace(",", " "))]
+    return pairs
+
+
+def commands(run: Path, config: dict[str, Any], plan: Plan | None) -> list[str]:
+    """What to type to get these figures again."""
+    again = shlex.quote(f"{run}-again")
+    found = []
+    data = Path(str(config.get("data", {}).get("path", "")))
+    generation = storage.read_json(data / "meta" / "deftly.json").get("generation") if (data / "meta" / "deftly.json").is_file() else None
+    if generation:
+        found.append(f"deftly data generate --episodes {generation['episodes']} --seed {generation['seed']} --out {shlex.quote(str(data))}")
+    found.append(f"deftly train {shlex.quote(str(run / 'run.json'))} --out {again}")
+    if plan is not None:
+        found.append(f"deftly evaluate {again} --episodes {plan.episodes} --seed {plan.seed}")
+    return [*found, f"deftly report {again}"]
