@@ -87,7 +87,7 @@ class FiLMCNN(nn.Module):
                 maps = block(maps, text)
         return torch.cat([self.keypoints(maps), maps.relu().mean((2, 3))], dim=1)
 
-    def keypoints(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 2*k"]:
+    def keypoints(self, maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n xy"]:
         """Expected (x, y) in [-1, 1] of each keypoint map under its softmax over pixels."""
         scores = self.to_keypoints(maps)
         height, width = scores.shape[2:]
