@@ -37,9 +37,9 @@ def _describe(name: str, column: np.ndarray, rows: np.ndarray | None, ranges: Se
         values = np.concatenate([column[start:end] for start, end in ranges]) if ranges else column[:0]
     else:
         values = column if rows is None else column[rows]
-    values = values.reshape(len(values), -1).astype(np.float64)
     if not len(values):
         raise DataError(f"{name}: no rows to take statistics of; the selection of episodes is empty")
+    values = values.reshape(len(values), -1).astype(np.float64)
     if not np.isfinite(values).all():
         row, dim = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise DataError(f"{name}[{dim}] is {values[row, dim]} in row {row} of the selection; repair or leave out that episode")

@@ -264,8 +264,8 @@ def _open(path: Path) -> Any:
         raise DataError(f"{path}: missing video file")
     try:
         # mp4 alone: a playlist or a concat script under this name could make ffmpeg read other files.
-        return av.open(str(path), "r", format="mp4")
-    except FFmpegError as error:
+        return av.open(str(path), "r", format="mp4", metadata_errors="replace")
+    except (FFmpegError, ValueError, OverflowError) as error:
         raise _broken(path, error) from None
 
 

@@ -22,7 +22,7 @@ from deftly.data import statistics as stats
 from deftly.data import video
 from deftly.data.dataset import decode_image
 from deftly.data.files import DataFiles, VideoFiles, arrow_schema, arrow_table
-from deftly.data.metadata import sync_tree, write_metadata
+from deftly.data.metadata import write_metadata
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, IMAGES, STATE, Feature, Storage, features_of
 from deftly.data.video import VideoClip
 from deftly.types import DataError, UsageError
@@ -209,7 +209,7 @@ class DatasetWriter:
             num_sampled=self._num_sampled,
             about=self.about,
         )
-        sync_tree(self._directory)
+        storage.sync_directory(self._directory)
         if self.root.exists():
             self.root.rmdir()  # it was empty when we began; anything that appeared since is an error here
         os.replace(self._directory, self.root)

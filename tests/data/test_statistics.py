@@ -1,0 +1,88 @@
+"""Statistics are those of all the rows together."""
+
+import numpy as np
+import pytest
+
+from deftly.data import statistics as stats
+from deftly.types import DataError
+
+DRAW = np.random.default_rng(0)
+
+
+def test_columns_have_their_true_statistics():
+    column = DRAW.normal(3.0, 5.0, size=(501, 2)).astype(np.float32)
+    found = stats.statistics({"x": column})["x"]
+    values = column.astype(np.float64)
+    for name, expected in {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}.items():
+        assert np.array_equal(found[name], expected)
+    assert np.array_equal(found["q10"], np.quantile(values, 0.1, axis=0))
+    assert found["count"].tolist() == [501]
+    assert tuple(found) == stats.NAMES
+
+
+def test_quantiles_are_global_not_an_envelope_of_episodes():
+    low, high = np.zeros((100, 1), np.float32), np.ones((1, 1), np.float32)
+    found = stats.statistics({"x": np.concatenate([low, high])})["x"]
+    assert found["q90"][0] == 0.0
+
+
+def test_a_selection_by_mask_rows_or_ranges_is_the_same():
+    column = DRAW.normal(size=(30, 3)).astype(np.float32)
+    mask = np.zeros(30, bool)
+    mask[5:9] = mask[20:30] = True
+    expected = stats.statistics({"x": column[mask]})["x"]
+    for found in (
+        stats.statistics({"x": column}, rows=mask),
+        stats.statistics({"x": column}, rows=np.flatnonzero(mask)),
+        stats.statistics({"x": column}, ranges=[(5, 9), (20, 30)]),
+    ):
+        assert all(np.array_equal(found["x"][name], expected[name]) for name in stats.NAMES)
+
+
+def test_whole_numbers_are_summed_exactly():
+    column = np.array([2**53, 2**53 + 2], dtype=np.int64)
+    assert stats.statistics({"x": column})["x"]["mean"][0] == 2**53 + 1
+
+
+def test_a_value_that_is_not_finite_is_named():
+    column = np.zeros((4, 2), np.float32)
+    column[2, 1] = np.nan
+    with pytest.raises(DataError, match=r"action\[1\] is nan in row 2"):
+        stats.statistics({"action": column})
+    with pytest.raises(DataError, match="empty"):
+        stats.statistics({"action": column}, ranges=[])
+    with pytest.raises(ValueError, match="not both"):
+        stats.statistics({"action": column}, rows=np.arange(2), ranges=[(0, 1)])
+
+
+def test_sampled_frames_are_spread_over_the_episode():
+    assert stats.sample_indices(1).tolist() == [0]
+    assert stats.sample_indices(3).tolist() == [0, 1, 2]
+    assert stats.sample_indices(1000)[[0, -1]].tolist() == [0, 999]
+    assert len(stats.sample_indices(1000)) == stats.IMAGE_SAMPLE
+
+
+def test_image_statistics_are_those_of_the_pixels():
+    frames = DRAW.integers(0, 256, size=(3, 8, 6, 3)).astype(np.uint8)
+    frames[..., 2] = 7
+    found = stats.image_statistics(stats.image_histogram(frames), 3)
+    pixels = frames.reshape(-1, 3) / 255.0
+    assert all(found[name].shape == (3, 1, 1) for name in stats.NAMES if name != "count")
+    assert found["count"].tolist() == [3]
+    for name, expected in {"min": pixels.min(0), "max": pixels.max(0), "mean": pixels.mean(0), "std": pixels.std(0)}.items():
+        assert np.allclose(found[name].ravel(), expected, atol=1e-12)
+    assert np.allclose(found["q50"].ravel(), np.quantile(pixels, 0.5, axis=0, method="inverted_cdf"))
+    with pytest.raises(DataError, match="at least one"):
+        stats.image_statistics(np.zeros((3, 256), np.int64), 0)
+
+
+def test_histograms_of_parts_add_up():
+    frames = DRAW.integers(0, 256, size=(4, 5, 5, 3)).astype(np.uint8)
+    parts = stats.image_histogram(frames[:1]) + stats.image_histogram(frames[1:])
+    assert np.array_equal(parts, stats.image_histogram(frames))
+
+
+def test_statistics_become_plain_lists():
+    values = stats.to_json(stats.statistics({"x": np.zeros((2, 1))}))
+    assert values["x"]["mean"] == [0.0]
+    assert values["x"]["count"] == [2]
