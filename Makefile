@@ -54,6 +54,7 @@ test: setup
 
 proof: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m slow --durations=10
+	scripts/judge_lerobot.sh
 
 # The environment, not your datasets and runs.
 clean:
