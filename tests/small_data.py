@@ -11,7 +11,7 @@ import torch
 
 from deftly.contract import Camera, Contract, Embodiment, Vector, Window, fingerprint
 from deftly.data.encoding import ObservationEncoder
-from deftly.data.loader import Windows
+from deftly.data.loader import Frames, Windows
 from deftly.data.source import columns_of, measure
 from deftly.data.store import FrameStore
 from deftly.data.tokenizer import TextTokenizer
@@ -114,4 +114,5 @@ def build_windows(dataset: FakeDataset, cache: Path, window: Window = Window(fra
     )
     encoder = ObservationEncoder(contract, measured, tokenizer)
     store = FrameStore.prepare(dataset, dataset.cameras, size, cache)  # type: ignore[arg-type]
-    return Windows(columns_of(dataset, encoder), store, encoder)  # type: ignore[arg-type]
+    frames = Frames(store, contract, torch.from_numpy(dataset.episode_start))
+    return Windows(columns_of(dataset, encoder), frames, encoder)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import torch
 
 from deftly.contract import Window
 from deftly.data.augment import AugmentConfig
-from deftly.data.loader import BLOCK, Loader, Order, OrderedWindows, Positions, WorkerError
+from deftly.data.loader import BLOCK, Loader, Order, OrderedFrames, Positions, WorkerError
 from deftly.data.windows import rows_of
 from deftly.types import Batch, DataError
 from small_data import FakeDataset, build_windows
@@ -28,7 +28,7 @@ def windows(tmp_path_factory):
 
 def loader(windows, **changes) -> Loader:
     arguments = {"seed": 5, "batch_size": 4, "augmentation": AugmentConfig(noise=0.01), **changes}
-    return Loader(windows, rows_of(windows.columns.episode_start.numpy(), np.arange(3)), **arguments)
+    return Loader(windows, rows_of(windows.frames.episode_start.numpy(), np.arange(3)), **arguments)
 
 
 def flat(batch: Batch) -> dict[str, torch.Tensor]:
@@ -156,7 +156,7 @@ def test_validation_is_finite_ordered_and_never_augmented(windows):
     assert [len(batch) for batch in one] == [4, 4, 4, 4, 4, 1]
     assert [row for batch in one for row in rows(batch)] == list(range(SAMPLES))
     assert all(same(a, b) for a, b in zip(one, two, strict=True))
-    plain = windows.store.frames["head"]
+    plain = windows.frames.store.frames["head"]
     for batch in one:
         for i, row in enumerate(rows(batch)):
             assert np.array_equal(batch.images["head"][i, -1].permute(1, 2, 0).numpy(), plain[row])
@@ -165,7 +165,7 @@ def test_validation_is_finite_ordered_and_never_augmented(windows):
 
 def test_wrist_cameras_are_only_shifted_on_request(windows):
     off = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
-    plain = windows.store.frames
+    plain = windows.frames.store.frames
     for shift_wrist in (False, True):
         batch = loader(windows, batch_size=21, augmentation=AugmentConfig(**off, shift_pixels=3, shift_wrist=shift_wrist)).next()
         moved = {
@@ -186,16 +186,16 @@ def test_global_generators_are_left_alone(windows):
 
 
 def test_nothing_large_is_pickled_for_a_worker(windows):
-    big = build_windows_of_size(windows, 200_000)
+    big = ordered_frames(windows, 200_000)
     assert len(bytes(ForkingPickler.dumps(big))) < 20_000
-    assert len(pickle.dumps(windows.store)) < 2_000
+    assert len(pickle.dumps(windows.frames.store)) < 2_000
 
 
-def build_windows_of_size(windows, num_rows: int) -> OrderedWindows:
+def ordered_frames(windows, num_rows: int) -> OrderedFrames:
     stream = Loader(windows, np.arange(num_rows) % SAMPLES, seed=0, batch_size=4, workers=1)
     assert stream.rows.is_shared()
-    assert windows.columns.state.is_shared()
-    return OrderedWindows(windows, stream.rows, 0, 4, AugmentConfig())
+    assert windows.frames.episode_start.is_shared()
+    return OrderedFrames(windows.frames, stream.rows, 0, 4, AugmentConfig())
 
 
 def test_a_killed_worker_is_a_typed_error_and_the_stream_can_go_on(windows):
@@ -217,6 +217,31 @@ def test_a_killed_worker_is_a_typed_error_and_the_stream_can_go_on(windows):
     for _ in range(done - 1):
         straight.next()
     assert same(stream.next(), straight.next())
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "reset"), EOFError(), RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")]
+)
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_the_same_error(windows, error):
+    class Dying:
+        def __next__(self):
+            raise error
+
+    stream = loader(windows, workers=1)
+    stream._workers = Dying()
+    with pytest.raises(WorkerError, match="a data worker process died") as caught:
+        stream.next()
+    assert "\n" not in str(caught.value)
+    assert same(stream.next(), loader(windows).next())
+    stream.close()
+
+
+def test_a_fault_inside_a_worker_is_told_as_what_it_is(windows):
+    stream = loader(windows, workers=1)
+    stream._source.rows = stream.rows + 10**6  # beyond the store
+    with pytest.raises(IndexError):
+        stream.next()
     stream.close()
 
 

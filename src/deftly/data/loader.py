@@ -4,7 +4,8 @@ The stream's only memory is how many samples it has given. Sample number p belon
 permute(position; seed, epoch), and has the key hash(seed, epoch, position). An epoch's remainder is filled up from the next epoch, so every
 batch is full and every window comes exactly once per epoch.
 
-Workers hold memory-mapped frames and shared tensors: nothing large is pickled. Letters: b batch, n windows.
+Workers only copy frames out of the memory-mapped store, which is what takes time: they hold paths and two shared tensors, and send back one
+tensor per camera. Nothing large is pickled. Letters: b batch, t frames, n windows, e episodes.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from deftly.contract import Contract
 from deftly.data.augment import OFF, AugmentConfig, augment_colour, draw_shifts
 from deftly.data.encoding import Gathered, ObservationEncoder
 from deftly.data.store import FrameStore
-from deftly.data.windows import episode_of, window_rows
+from deftly.data.windows import WindowRows, episode_of, window_rows
 from deftly.randomness import permute, sample_keys
 from deftly.types import Batch, DataError, Stream, Tokens
 
@@ -65,69 +67,82 @@ class Order:
         self._block = epoch, block
 
 
+class Frames:
+    """Where the images of a window come from: the store, and the geometry of the augmentation."""
+
+    def __init__(self, store: FrameStore, contract: Contract, episode_start: Int64[Tensor, "e1"]) -> None:
+        self.store, self.contract, self.episode_start = store, contract, episode_start
+
+    def locate(self, rows: Int64[np.ndarray, "b"]) -> tuple[Int64[np.ndarray, "b"], Int64[np.ndarray, "b"], WindowRows]:
+        """(episode, its first row, the rows of each window) of the windows whose current frames are `rows`."""
+        start = self.episode_start.numpy()
+        episode = episode_of(start, rows)
+        return episode, start[episode], window_rows(rows, start[episode], start[episode + 1], self.contract.window)
+
+    def read(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> dict[str, Tensor]:
+        """Camera -> uint8 [b t h w 3], shifted as the augmentation says."""
+        seen = self.locate(rows)[2].observation
+        cameras, pixels = self.contract.cameras, augmentation.shift_pixels
+        shifts = draw_shifts(key, len(cameras), pixels) if pixels else [None] * len(cameras)
+        images = {}
+        for name, shift in zip(cameras, shifts, strict=True):
+            is_moved = augmentation.shift_wrist or self.contract.embodiment.camera(name).role != "wrist"
+            images[name] = torch.from_numpy(self.store.gather(name, seen, shift if is_moved else None))
+        return images
+
+
 @dataclass(kw_only=True)
 class Columns:
-    """A dataset's numbers as the policy sees them. Tensors, because those travel to worker processes by reference."""
+    """A dataset's numbers as the policy sees them."""
 
-    state: Tensor  # [N s] normalised
-    action: Tensor  # [N a] normalised
-    task: Tensor  # [N] int64
+    state: Float[np.ndarray, "n s"]  # normalised
+    action: Float[np.ndarray, "n a"]  # normalised
+    task: Int64[np.ndarray, "n"]
     text: Tokens  # of every task: [tasks l]
-    episode_start: Tensor  # [E + 1] int64
-
-    def share(self) -> None:
-        """Move everything into shared memory."""
-        for tensor in (self.state, self.action, self.task, self.text.ids, self.text.is_pad, self.episode_start):
-            tensor.share_memory_()
 
 
-class Windows(TorchDataset):
+class Windows:
     """Row numbers to batches on the CPU: everything but colour."""
 
-    def __init__(self, columns: Columns, store: FrameStore, encoder: ObservationEncoder) -> None:
-        self.columns, self.store, self.encoder = columns, store, encoder
+    def __init__(self, columns: Columns, frames: Frames, encoder: ObservationEncoder) -> None:
+        self.columns, self.frames, self.encoder = columns, frames, encoder
 
-    def build(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> Batch:
-        """The windows whose current frames are `rows`."""
-        columns, contract = self.columns, self.encoder.contract
-        start = columns.episode_start.numpy()
-        episode = episode_of(start, rows)
-        first = start[episode]
-        at = window_rows(rows, first, start[episode + 1], contract.window)
-        state, action, task = columns.state.numpy(), columns.action.numpy(), columns.task.numpy()[rows]
-        pixels = augmentation.shift_pixels
-        shifts = draw_shifts(key, len(contract.cameras), pixels) if pixels else [None] * len(contract.cameras)
-        images = {}
-        for name, shift in zip(contract.cameras, shifts, strict=True):
-            is_moved = augmentation.shift_wrist or contract.embodiment.camera(name).role != "wrist"
-            images[name] = self.store.gather(name, at.observation, shift if is_moved else None)
+    def build(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], images: dict[str, Tensor]) -> Batch:
+        """The windows whose current frames are `rows`, with the images that `frames.read` gave for them."""
+        columns = self.columns
+        episode, first, at = self.frames.locate(rows)
+        task = columns.task[rows]
         gathered = Gathered(
-            images=images,
-            state=state[at.observation],
+            images={name: image.numpy() for name, image in images.items()},
+            state=columns.state[at.observation],
             observation_is_pad=at.observation_is_pad,
-            past_actions=action[at.past_action],
+            past_actions=columns.action[at.past_action],
             past_action_is_pad=at.past_action_is_pad,
             text=Tokens(ids=columns.text.ids[task], is_pad=columns.text.is_pad[task]),
             key=key,
             task=task,
             episode=episode,
             frame=rows - first,
-            actions=action[at.action],
+            actions=columns.action[at.action],
             action_is_pad=at.action_is_pad,
         )
         return self.encoder.collate(gathered)
 
 
-class OrderedWindows(TorchDataset):
-    """Stream position -> batch: what a worker process runs."""
+class OrderedFrames(TorchDataset):
+    """Stream position -> the images of that batch: what a worker process runs."""
 
-    def __init__(self, windows: Windows, rows: Tensor, seed: int, batch_size: int, augmentation: AugmentConfig) -> None:
-        self.windows, self.rows, self.batch_size, self.augmentation = windows, rows, batch_size, augmentation
+    def __init__(self, frames: Frames, rows: Int64[Tensor, "n"], seed: int, batch_size: int, augmentation: AugmentConfig) -> None:
+        self.frames, self.rows, self.batch_size, self.augmentation = frames, rows, batch_size, augmentation
         self.order = Order(len(rows), seed)
 
-    def __getitem__(self, start: int) -> Batch:
+    def take(self, start: int) -> tuple[Int64[np.ndarray, "b"], Int64[Tensor, "b"]]:
+        """(rows, keys) of the batch at a position."""
         index, key = self.order.take(start, self.batch_size)
-        return self.windows.build(self.rows.numpy()[index.numpy()], key, self.augmentation)
+        return self.rows.numpy()[index.numpy()], key
+
+    def __getitem__(self, start: int) -> dict[str, Tensor]:
+        return self.frames.read(*self.take(start), self.augmentation)
 
 
 class Loader(Stream):
@@ -154,11 +169,11 @@ class Loader(Stream):
         self.windows, self.rows = windows, torch.from_numpy(rows.astype(np.int64))
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.augmentation, self.device = augmentation, torch.device(device)
-        self._source = OrderedWindows(windows, self.rows, seed, batch_size, augmentation)
+        self._source = OrderedFrames(windows.frames, self.rows, seed, batch_size, augmentation)
         self._consumed = 0
-        self._workers: Iterator[Batch] | None = None
-        if workers:
-            windows.columns.share()
+        self._workers: Iterator[dict[str, Tensor]] | None = None
+        if workers:  # shared tensors travel by reference
+            windows.frames.episode_start.share_memory_()
             self.rows.share_memory_()
 
     def __len__(self) -> int:
@@ -172,7 +187,8 @@ class Loader(Stream):
 
     def next(self) -> Batch:
         """The next full batch; raises `WorkerError` when a worker process died."""
-        batch = self._from_worker() if self.workers else self._source[self._consumed]
+        images = self._from_worker() if self.workers else self._source[self._consumed]
+        batch = self.windows.build(*self._source.take(self._consumed), images)
         self._consumed += self.batch_size
         return augment_colour(self._transfer(batch), self.augmentation)
 
@@ -181,7 +197,8 @@ class Loader(Stream):
         key = sample_keys(self.seed, torch.zeros_like(self.rows), torch.arange(len(self.rows)))
         for start in range(0, len(self.rows), self.batch_size):
             part = slice(start, start + self.batch_size)
-            yield self._transfer(self.windows.build(self.rows[part].numpy(), key[part], OFF))
+            rows = self.rows[part].numpy()
+            yield self._transfer(self.windows.build(rows, key[part], self.windows.frames.read(rows, key[part], OFF)))
 
     def state(self) -> dict[str, Any]:
         return {"consumed": self._consumed, "windows": len(self.rows), "seed": self.seed}
@@ -208,20 +225,19 @@ class Loader(Stream):
             return batch
         return batch.map(lambda tensor: tensor.pin_memory()).to(self.device)
 
-    def _from_worker(self) -> Batch:
+    def _from_worker(self) -> dict[str, Tensor]:
         if self._workers is None:
             self._workers = self._start()
         try:
             return next(self._workers)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it was handing a batch over
+            if str(error).startswith("Caught "):  # raised in the worker, which is well
                 raise
             self._workers = None
-            raise WorkerError(
-                f"{str(error).splitlines()[0]}; most often the machine ran out of memory: lower `workers` or `batch_size`, then resume"
-            ) from None
+            what = f"a data worker process died ({' '.join(str(error).split()) or type(error).__name__})"
+            raise WorkerError(f"{what}; most often memory ran out: lower `workers` or `batch_size`, then resume") from None
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self) -> Iterator[dict[str, Tensor]]:
         """Worker processes from the current position on. The generator keeps torch from drawing their seeds from the global one."""
         loader = DataLoader(
             self._source,

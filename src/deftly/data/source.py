@@ -16,7 +16,7 @@ from deftly.contract import Contract, Window, fingerprint
 from deftly.data.augment import AugmentConfig
 from deftly.data.dataset import Dataset
 from deftly.data.encoding import ObservationEncoder, Statistics, plain_statistics
-from deftly.data.loader import Columns, Loader, Windows
+from deftly.data.loader import Columns, Frames, Loader, Windows
 from deftly.data.schema import ACTION, STATE
 from deftly.data.split import Split, check_split, split_episodes
 from deftly.data.statistics import statistics
@@ -91,7 +91,8 @@ class DataConfig(Config):
         encoder = ObservationEncoder(contract, measured, tokenizer)
         decoders = usable_cores() if dataset.num_frames * len(cameras) > FEW_FRAMES else 0
         store = FrameStore.prepare(dataset, cameras, self.image_size, cache_dir or default_cache(dataset.root), decoders)
-        windows = Windows(columns_of(dataset, encoder), store, encoder)
+        frames = Frames(store, contract, torch.from_numpy(dataset.episode_start.copy()))
+        windows = Windows(columns_of(dataset, encoder), frames, encoder)
         train = Loader(
             windows,
             training,
@@ -200,11 +201,10 @@ def measure(dataset: Dataset, rows: np.ndarray) -> Statistics:
 def columns_of(dataset: Dataset, encoder: ObservationEncoder) -> Columns:
     """The dataset's numbers, normalised and tokenised once."""
     return Columns(
-        state=torch.from_numpy(encoder.state.normalize(dataset.state)),
-        action=torch.from_numpy(encoder.action.normalize(dataset.action)),
-        task=torch.from_numpy(dataset.task_of_frame.copy()),
+        state=encoder.state.normalize(dataset.state),
+        action=encoder.action.normalize(dataset.action),
+        task=dataset.task_of_frame,
         text=encoder.tokens(dataset.tasks),
-        episode_start=torch.from_numpy(dataset.episode_start.copy()),
     )
 
 
