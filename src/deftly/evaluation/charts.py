@@ -14,6 +14,7 @@ from typing import NamedTuple
 from deftly.evaluation.statistics import Proportion
 
 MAX_POINTS = 400
+_TINY = 1e-12  # nothing that is drawn is smaller and not 0
 _LOG_FROM = 30.0  # a curve that spans more than this ratio is drawn on a logarithmic axis
 
 
@@ -80,7 +81,7 @@ def curves(series: Sequence[Series], may_be_log: bool = True) -> Curves | None:
         return None
     values = [y for _, points in clean for _, y in points]
     right = max(x for _, points in clean for x, _ in points) or 1.0
-    is_log = may_be_log and min(values) > 0 and max(values) / min(values) > _LOG_FROM
+    is_log = may_be_log and min(values) > _TINY and max(values) / min(values) > _LOG_FROM
     y_ticks = log_ticks(min(values), max(values)) if is_log else ticks(min(0.0, *values), max(values))
     low, high = y_ticks[0], y_ticks[-1]
 
@@ -113,8 +114,8 @@ def thin(points: Sequence[tuple[float, float]], count: int = MAX_POINTS) -> list
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers that reach from at most `low` to at least `high`, about `count` of them."""
-    if not high > low:
-        high = low + 1.0
+    if high - low <= _TINY * max(1.0, abs(low), abs(high)):
+        high = low + max(1.0, abs(low))
     rough = (high - low) / count
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough * 0.999)

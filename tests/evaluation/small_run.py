@@ -1,0 +1,60 @@
+"""A run directory in the demo's world with a policy that has learnt nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deftly import storage
+from deftly.agent import save_policy
+from deftly.contract import Contract, Vector, fingerprint
+from deftly.data.augment import OFF
+from deftly.data.source import DataConfig
+from deftly.data.tokenizer import TextTokenizer
+from deftly.recipes import RECIPES
+from deftly.run import Run
+from deftly.sim.language import TEMPLATES, sentence
+from deftly.sim.scene import COLOURS, TYPES, ObjectSpec
+from deftly.sim.tabletop import TabletopConfig
+
+
+def spread(part: Vector) -> dict[str, list[float]]:
+    """Statistics as if a dimension filled its limits."""
+    low, high = list(part.low or [-1.0] * len(part)), list(part.high or [1.0] * len(part))
+    middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+    quarter = [(b - a) / 4 for a, b in zip(low, high, strict=True)]
+    return {"min": low, "max": high, "mean": middle, "std": quarter, "count": [9.0], "q01": low, "q50": middle, "q99": high}
+
+
+def small_run(directory: Path, **changes: Any) -> Run:
+    """Write the run directory, with one checkpoint that is the best; returns its config."""
+    world = TabletopConfig(image_size=24, horizon_s=1.5)
+    recipe = RECIPES["imitate"](True)
+    data: DataConfig = recipe.data.replace(path=directory / "no data", image_size=24, augmentation=OFF)
+    run = recipe.replace(**{"name": "small", "world": world, "data": data, "executed_steps": 2, **changes})
+    robot = world.embodiment()
+    things = [ObjectSpec(colour=c, type=t, x=0, y=0, yaw=0, scale=1) for c in COLOURS for t in TYPES]
+    tokenizer = TextTokenizer.train([sentence(thing, i) for thing in things for i in range(len(TEMPLATES))])
+    statistics = {"observation.state": spread(robot.state), "action": spread(robot.action)}
+    contract = Contract(
+        embodiment=robot,
+        cameras=("head", "wrist"),
+        image_size=24,
+        window=run.data.window,
+        executed_steps=2,
+        normalization="quantile",
+        statistics_hash=fingerprint(statistics),
+        tokenizer_hash=tokenizer.hash,
+        text_length=16,
+        dataset_hash="none",
+    )
+    torch.manual_seed(0)
+    policy = run.policy.build(contract, tokenizer.size)
+    folder = directory / "checkpoints" / "step-00000001" / "policy"
+    folder.mkdir(parents=True)
+    save_policy(folder, contract, statistics, tokenizer, run.policy, policy.state_dict(), {})
+    storage.write_text(directory / "checkpoints" / "best", "step-00000001\n")
+    storage.write_text(directory / "run.json", run.to_json())
+    return run
