@@ -98,6 +98,15 @@ def test_a_frame_through_the_agent_equals_the_loaders_tensors_bit_for_bit(data, 
     assert checked == data.dataset.num_frames
 
 
+def test_observations_and_past_actions_come_in_pairs(data, saved):
+    agent = load(saved)
+    observations, actions = recorded(data, 0)
+    for wrong in ((observations, actions[:-1]), ([], []), ([], None)):
+        with pytest.raises(ValueError, match="one action for each"):
+            agent.encode(*wrong)
+    assert agent.encode(observations[:1]).past_action_is_pad.all()
+
+
 class Echo(Policy):
     """Plays a recorded episode (normalised), and keeps what it was shown."""
 

@@ -179,7 +179,10 @@ class Agent:
 
         `past_actions` are the raw actions [a] commanded before each observation, None where there was none (everywhere by default).
         """
-        return self.encoder.encode(observations, past_actions or [None] * len(observations), self._draw_key())
+        past = [None] * len(observations) if past_actions is None else past_actions
+        if not observations or len(past) != len(observations):
+            raise ValueError(f"{len(observations)} observations and {len(past)} past actions: give at least one, and one action for each")
+        return self.encoder.encode(observations, past, self._draw_key())
 
     def check(self, embodiment: Embodiment) -> None:
         """Raise a one-line `DataError` naming what differs between the robot that the policy was trained on and this one."""
