@@ -46,6 +46,7 @@ def test_statistics_and_words_come_from_the_training_split_alone(root):
     others = DataConfig.build(config(root), seed=0, device="cpu", executed_steps=2, episodes=(np.array([0, 3]), np.array([1])))
     assert "blue" not in others.tokenizer.words
     assert "red" in others.tokenizer.words
+    assert "blue" in others.summary()["words_only_held_out"]
     assert others.contract.statistics_hash != data.contract.statistics_hash
 
 
@@ -80,6 +81,7 @@ def test_the_summary_is_plain_data(root):
     assert summary["frames"] == sum(LENGTHS)
     assert summary["training_windows"] + summary["validation_windows"] == sum(LENGTHS)
     assert summary["adjusted_dimensions"] == []
+    assert summary["words_only_held_out"] == []
 
 
 def test_a_config_survives_json(root):

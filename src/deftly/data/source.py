@@ -27,7 +27,7 @@ from deftly.randomness import seed_of
 from deftly.sim.processes import usable_cores
 from deftly.types import DataError, UsageError
 
-FEW_FRAMES = 20_000  # below this, decoding is done before worker processes have started
+FEW_PIXELS = 400_000_000  # some ten seconds of decoding: below this it is done before worker processes have started
 
 
 class DataConfig(Config):
@@ -89,7 +89,8 @@ class DataConfig(Config):
             dataset_hash=dataset.hash,
         )
         encoder = ObservationEncoder(contract, measured, tokenizer)
-        decoders = usable_cores() if dataset.num_frames * len(cameras) > FEW_FRAMES else 0
+        pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, cameras))
+        decoders = usable_cores() if pixels > FEW_PIXELS else 0
         store = FrameStore.prepare(dataset, cameras, self.image_size, cache_dir or default_cache(dataset.root), decoders)
         frames = Frames(store, contract, torch.from_numpy(dataset.episode_start.copy()))
         windows = Windows(columns_of(dataset, encoder), frames, encoder)
@@ -161,6 +162,7 @@ class TrainingData:
             "validation_windows": 0 if self.validation is None else len(self.validation),
             "instructions": len(dataset.tasks),
             "vocabulary": self.tokenizer.size,
+            "words_only_held_out": sorted({word for sentence in dataset.tasks for word in self.tokenizer.unknown_words(sentence)}),
             "cameras": list(contract.cameras),
             "image_size": contract.image_size,
             "state": list(contract.embodiment.state.names),
