@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +133,28 @@ def test_a_killed_evaluation_plays_what_is_missing_and_nothing_twice(whole: Path
     assert rows(directory) == rows(whole)
     assert (directory / "episodes.jsonl").read_text().splitlines()[:kept] == [line.rstrip("\n") for line in lines[:kept]]
     assert (directory / "summary.json").read_bytes() == (whole / "summary.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_kill_nine_at_any_moment_loses_nothing(whole: Path, policy: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "killed"
+    code = (
+        "from pathlib import Path; from evaluation.toy import ToyConfig, load_toy; from deftly.evaluation.closed_loop import evaluate\n"
+        "if __name__ == '__main__':\n"
+        f"    evaluate(Path({str(policy)!r}), ToyConfig(difficulty=0.25, pause_s=0.01), Path({str(directory)!r}), "
+        f"episodes={EPISODES}, workers=2, videos=0, load=load_toy)\n"
+    )
+    (tmp_path / "script.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    for enough in (5, 20, 40):
+        process = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], env=environment)
+        while process.poll() is None and len(list(storage.read_lines(directory / "episodes.jsonl"))) < enough:
+            time.sleep(0.02)
+        if enough < 40:
+            process.kill()
+        process.wait(timeout=120)
+    assert process.returncode == 0
+    assert rows(directory) == rows(whole)
 
 
 def test_a_finished_evaluation_is_not_played_again(whole: Path, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics(directory / "metrics.jsonl")
     best = {"step": 200, "loss": 0.005}
     storage.write_json(directory / "summary.json", {"parameters": 351234, "precision": "bf16", "steps": 200, "best": best})
+    environment = {"device": "cpu", "threads": 2, "precision": "bf16"}
+    storage.write_json(directory / "checkpoints" / "step-00000001" / "trainer.json", {"environment": environment})
     errors = {"policy": {"l1_per_spread": 0.2}, "mean_action": {"l1_per_spread": 0.8}}
     storage.write_json(directory / "offline.json", errors)
     data = {"training_episodes": 570, "validation_episodes": 30, "frames": 24000, "hours": 0.67, "instructions": 160, "vocabulary": 30}
@@ -94,7 +96,14 @@ def test_a_full_page_shows_everything_and_loads_nothing(full: Path) -> None:
         "351 234",
     ):
         assert words in text
-    for words in ("deftly_tabletop", "570 for training", "seed-7", "0.800", f"deftly evaluate {full}-again --episodes 12 --seed 0"):
+    for words in (
+        "deftly_tabletop",
+        "<dt>threads</dt><dd>2</dd>",
+        "570 for training",
+        "seed-7",
+        "0.800",
+        f"deftly evaluate {full}-again --episodes 12 --seed 0",
+    ):
         assert words in text
     assert sum(tag == "video" for tag, _ in page.found) == 4
     assert all(attributes["src"].startswith("data:video/mp4;base64,") for tag, attributes in page.found if tag == "video")

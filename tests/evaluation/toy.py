@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,8 @@ class ToyConfig(Config):
     difficulty: float = 0.0
     horizon: int = 12
     size: int = 8
+    pause_s: float = 0.0
+    """Of every step, so that there is time to kill it."""
 
     def build(self, *, render: bool = True) -> ToyWorld:
         return ToyWorld(self, render)
@@ -81,6 +84,7 @@ class ToyWorld(World):
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         self._steps += 1
+        time.sleep(self.config.pause_s)
         if self._fault == "crash" and self._steps == 2:
             raise RuntimeError("the physics\nexploded")
         if self._fault == "die":

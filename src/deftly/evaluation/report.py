@@ -69,7 +69,8 @@ def gather(run: Path, evaluation: str | None = None) -> dict[str, Any]:
     if not (run / "run.json").is_file():
         raise UsageError(f"{run}: not a run (no run.json); give a run directory, such as runs/demo")
     config = storage.read_json(run / "run.json")
-    contract = read_contract(run)
+    checkpoint = find_checkpoint(run)
+    contract = Contract.load(checkpoint / "policy" / "contract.json") if checkpoint is not None else None
     rate_hz = contract.embodiment.rate_hz if contract is not None else None
     finished, unfinished = find_evaluations(run / "evaluation")
     if evaluation is not None and evaluation not in finished:
@@ -249,21 +250,20 @@ def seconds(value: float) -> str:
 # What it is, and how to get it again ------------------------------------------------------------------------------------------------------
 
 
-def read_contract(run: Path) -> Contract | None:
-    """Of the best checkpoint, else the last; None before there is one."""
+def find_checkpoint(run: Path) -> Path | None:
+    """The best checkpoint, else the last; None before there is one."""
     for pointer in ("best", "last"):
         path = run / "checkpoints" / pointer
         if path.is_file():
-            return Contract.load(
-                storage.inside(run / "checkpoints", path.read_text(encoding="utf-8")[:200].strip()) / "policy" / "contract.json"
-            )
+            return storage.inside(run / "checkpoints", path.read_text(encoding="utf-8")[:200].strip())
     return None
 
 
 def facts(run: Path, config: dict[str, Any], contract: Contract | None, plan: Plan | None) -> list[tuple[str, list[tuple[str, str]]]]:
     """Titled lists of names and values."""
     found = {"Policy": policy_facts(run, contract), "Contract": contract_facts(contract), "Data": data_facts(run, config)}
-    found["Versions"] = list(plan.versions.items()) if plan is not None else []
+    found["Trained on"] = machine_facts(find_checkpoint(run))
+    found["Judged with"] = list(plan.versions.items()) if plan is not None else []
     return [(title, pairs) for title, pairs in found.items() if pairs]
 
 
@@ -303,6 +303,13 @@ def listed(names: tuple[str, ...], units: tuple[str, ...]) -> str:
     for name, unit in zip(names, units, strict=True):
         groups.setdefault(unit, []).append(name.replace("_", " "))
     return "; ".join(f"{', '.join(group)} ({unit})" for unit, group in groups.items())
+
+
+def machine_facts(checkpoint: Path | None) -> list[tuple[str, str]]:
+    """Device, threads, precision and versions, as the checkpoint recorded them."""
+    if checkpoint is None or not (checkpoint / "trainer.json").is_file():
+        return []
+    return [(name, str(value)) for name, value in storage.read_json(checkpoint / "trainer.json").get("environment", {}).items()]
 
 
 def data_facts(run: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
