@@ -81,13 +81,17 @@ def copy_shifted(source: UInt8[np.ndarray, "... h w 3"], target: UInt8[np.ndarra
         target[..., bottom:, :, :] = target[..., bottom - 1 : bottom, :, :]
 
 
-def colour_maps(key: Int64[Tensor, "b"], cameras: int, config: AugmentConfig) -> tuple[Float[Tensor, "c b 3 3"], Float[Tensor, "c b"]]:
+def colour_maps(
+    key: Int64[Tensor, "b"], cameras: int, config: AugmentConfig
+) -> tuple[Float[Tensor, "cameras b 3 3"], Float[Tensor, "cameras b"]]:
     """(matrix, offset) of each camera and sample in levels 0 .. 255: hue, then saturation, contrast, brightness.
 
     The offset is the same for the three channels, and a whole number of levels: see `apply_colour`.
     """
     draws = (uniform(key.cpu(), "augment.colour", (cameras, 4)) * 2 - 1).transpose(0, 1)
-    brightness, contrast, saturation = (1 + draws[..., i] * s for i, s in enumerate((config.brightness, config.contrast, config.saturation)))
+    brightness, contrast, saturation = (
+        1 + draws[..., i] * s for i, s in enumerate((config.brightness, config.contrast, config.saturation))
+    )
     angle = draws[..., 3, None, None] * (config.hue * 2 * math.pi)
     # Rodrigues' rotation about the grey axis (1, 1, 1) / sqrt(3): greys stay where they are
     cross = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
@@ -98,7 +102,10 @@ def colour_maps(key: Int64[Tensor, "b"], cameras: int, config: AugmentConfig) ->
 
 
 def apply_colour(
-    images: UInt8[Tensor, "b t 3 h w"], matrix: Float[Tensor, "b 3 3"], offset: Float[Tensor, "b"], noise: Float[Tensor, "b n"] | None = None
+    images: UInt8[Tensor, "b t 3 h w"],
+    matrix: Float[Tensor, "b 3 3"],
+    offset: Float[Tensor, "b"],
+    noise: Float[Tensor, "b n"] | None = None,
 ) -> UInt8[Tensor, "b t 3 h w"]:
     """round(clamp(matrix @ colour + offset)) at every pixel, in the memory layout of the loader (channels last).
 
