@@ -124,14 +124,6 @@ def test_a_limit_rounded_to_float32_is_within_the_limit() -> None:
     assert check_action(np.array([100, -100]), unlimited).tolist() == [100, -100]
 
 
-def test_watching_sees_every_observation_and_changes_nothing() -> None:
-    seen = []
-    world = ToyConfig().build()
-    episode = rollout(agent(), world, 5, sentence="swapped", watch=lambda _, observation: seen.append(observation["instruction"]))
-    assert seen == [episode.told] * (episode.steps + 1)
-    assert dataclasses.replace(rollout(agent(), world, 5, sentence="swapped"), wall_s=episode.wall_s) == episode
-
-
 def test_the_users_own_sentence_is_refused_by_name_and_not_counted() -> None:
     world = ToyConfig().build()
     with pytest.raises(ValueError, match="nothing on the table"):

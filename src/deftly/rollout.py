@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -64,17 +63,14 @@ def rollout(
     world: World,
     seed: int,
     *,
-    key: int | None = None,
     sentence: Sentence = "own",
     options: dict[str, Any] | None = None,
     horizon_s: float = HORIZON_S,
-    watch: Callable[[World, Observation], None] | None = None,
 ) -> Episode:
     """Play one episode; never raises for what actor or world do wrong, only for wrong arguments.
 
-    The world starts from `seed` (and `options`), the actor's own draws from `key` (by default the seed). `sentence="swapped"` tells the
-    actor to handle the scene's other object while success stays with the original one. `watch` is called with every observation; it must
-    not touch the world.
+    The world starts from `seed` (and `options`), and whatever the actor draws is a function of it too. `sentence="swapped"` tells the actor
+    to handle the scene's other object while success stays with the original one.
 
     Raises:
         UsageError: `options` are refused by the world (an instruction without a referent).
@@ -83,7 +79,7 @@ def rollout(
     found: dict[str, Any] = {"seed": seed, "state_hash": "", "instruction": "", "told": "", "steps": 0, "success": False}
     clipped = actor.clipped
     try:
-        _play(found, actor, world, seed if key is None else key, sentence, options, horizon_s, watch)
+        _play(found, actor, world, sentence, options, horizon_s)
     except InvalidAction as error:
         found.update(outcome="invalid_action", error=_line(error))
     except Exception as error:
@@ -99,11 +95,9 @@ def _play(
     found: dict[str, Any],
     actor: Actor,
     world: World,
-    key: int,
     sentence: Sentence,
     options: dict[str, Any] | None,
     horizon_s: float,
-    watch: Callable[[World, Observation], None] | None,
 ) -> None:
     """Fill in `found` while the episode goes, so that a crash leaves what was known until then."""
     observation, info = world.reset(seed=found["seed"], options=options)
@@ -118,22 +112,18 @@ def _play(
     if world.outcome() == "success":
         found.update(outcome="success", success=True, success_at_reset=True)
         return
-    actor.reset(key)
+    actor.reset(found["seed"])
     limit = round(horizon_s * world.embodiment.rate_hz)
     done = False
     lifted = None
     while not done and found["steps"] < limit:
         observation = Observation(images=observation["images"], state=observation["state"], instruction=told)
-        if watch is not None:
-            watch(world, observation)
         observation, _, terminated, truncated, info = world.step(_action(actor, observation, world.embodiment))
         found["steps"] += 1
         done = terminated or truncated
         lifted = info.get("lifted") if lifted is None else lifted
         if sentence == "swapped":
             found["obeyed"] = other is not None and lifted == other
-    if watch is not None:
-        watch(world, Observation(images=observation["images"], state=observation["state"], instruction=told))
     outcome = world.outcome()
     outcome = "timeout" if outcome == "running" else outcome
     found.update(outcome=outcome, success=outcome == "success")
