@@ -46,9 +46,9 @@ class GenerateConfig(Config):
     disturbance: DisturbanceConfig = DisturbanceConfig()
     boxes: bool = True
     """Record where each object is seen in each image; this draws every image a second time."""
-    shard_episodes: int = pydantic.Field(20, ge=1)
+    shard_episodes: int = pydantic.Field(default=20, ge=1)
     """Episodes that are made, stored and recovered together."""
-    attempts: int = pydantic.Field(20, ge=1)
+    attempts: int = pydantic.Field(default=20, ge=1)
     """Scenes that are tried until the expert succeeds in one; it is a fault when none does."""
 
 

@@ -22,7 +22,7 @@ TEMPLATES = (
     "get hold of the {object}",
     "please pick up the {object}",
 )
-VERBS = dict.fromkeys(("pick", "grab", "lift", "take", "raise", "get", "grasp", "fetch", "hold"), "pick")
+VERBS: dict[str, str] = dict.fromkeys(("pick", "grab", "lift", "take", "raise", "get", "grasp", "fetch", "hold"), "pick")
 TYPE_WORDS = {**{name: name for name in TYPES}, "mug": "cup", "cube": "box", "block": "box", "sphere": "ball", "flask": "bottle"}
 ANY_TYPE = frozenset({"one", "object", "thing", "item"})
 _FILLER = frozenset(

@@ -97,15 +97,15 @@ class Pictures:
         if self._context is not None:
             return
         probe()
-        self._gl = mujoco.GLContext(self._size, self._size)
-        self._gl.make_current()
+        context = self._gl = mujoco.GLContext(self._size, self._size)
+        context.make_current()
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         # Registered after the EGL display's own exit hook and therefore run before it: freeing later prints errors.
         atexit.register(_close, weakref.ref(self))
-        self._scene = mujoco.MjvScene(self._model, maxgeom=200)
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        scene = self._scene = mujoco.MjvScene(self._model, maxgeom=200)
+        scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 
     def _draw(self, data: mujoco.MjData, camera: str) -> np.ndarray:
         self._open()
