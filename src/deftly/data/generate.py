@@ -197,8 +197,7 @@ def _attempt(config: GenerateConfig, world: Tabletop, seed: int) -> EpisodeData:
     observation, info = world.reset(seed=seed)
     scene = json.dumps(info["scene"], sort_keys=True)
     skill, template = info["skill"], info["template"]
-    assert world.scene is not None
-    expert, disturbance = Expert(world), config.disturbance.build(seed, world.scene)
+    expert, disturbance = Expert(world), config.disturbance.build(seed)
     count = config.world.num_objects[1]
     images: dict[str, list[np.ndarray]] = {camera: [] for camera in config.world.cameras}
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ("state", "action", *_extra_features(config))}

@@ -14,11 +14,9 @@ import pydantic
 from deftly.config import Config
 from deftly.randomness import generator
 from deftly.sim import robot
-from deftly.sim.scene import SHAPES, Scene
+from deftly.sim.scene import SHAPES
 from deftly.sim.tabletop import Tabletop
 
-CENTRE = np.array([0.48, 0.0])  # of the table area, metres
-PULL = 0.7  # what is lifted is drawn toward the centre: of its distance, this share is asked for
 HOVER_Z = 0.17  # tip height from which it descends, above the tallest object, metres
 LIFT_Z = 0.22
 OPEN, CLOSED = 0.0, 1.0
@@ -46,10 +44,7 @@ class Expert:
         away = math.hypot(tip[0] - grasp[0], tip[1] - grasp[1])
         above = abs(tip[2] - grasp[2])
         if gap <= width + TOUCH and gap >= 0.5 * width and away < HELD_XY and above < HELD_Z:
-            # A lift that says "where it is now" is copied by a policy together with its own error, and drifts off the table; drawn to
-            # the centre, every error shrinks.
-            x, y = CENTRE + PULL * (grasp[:2] - CENTRE)
-            return _action(x, y, LIFT_Z, CLOSED)
+            return _action(grasp[0], grasp[1], LIFT_Z, CLOSED)
         if away < GRASP_XY and above < GRASP_Z and gap > width + TOUCH:
             return _action(grasp[0], grasp[1], grasp[2], CLOSED)
         if away < DESCEND_XY and gap > width + 0.02:
@@ -92,11 +87,8 @@ def _action(x: float, y: float, z: float, gripper: float) -> np.ndarray:
 class DisturbanceConfig(Config):
     """How often and how hard demonstrations are disturbed. Labels stay clean; only what is executed changes."""
 
-    share: float = pydantic.Field(default=0.5, ge=0, le=1)
+    share: float = pydantic.Field(default=0.4, ge=0, le=1)
     """Of the episodes."""
-    detour_share: float = pydantic.Field(default=0.5, ge=0, le=1)
-    """Of the disturbed episodes: the gripper first goes to another object, down to it, and may close there. A policy that has gone astray
-    sees just this, and the label says how to come back."""
     push_m: float = pydantic.Field(default=0.05, ge=0, le=0.1)
     """Longest push of the executed target in x and y."""
     num_pushes: int = pydantic.Field(default=2, ge=0, le=5)
@@ -106,15 +98,14 @@ class DisturbanceConfig(Config):
     noise_m: float = pydantic.Field(default=0.004, ge=0, le=0.02)
     """Standard deviation of the noise on every executed target of a disturbed episode."""
 
-    def build(self, seed: int, scene: Scene) -> Disturbance:
-        """The disturbance of the episode `seed` in its `scene`."""
-        return Disturbance(self, generator("tabletop/disturbance", seed), scene)
+    def build(self, seed: int) -> Disturbance:
+        return Disturbance(self, generator("tabletop/disturbance", seed))
 
 
 class Disturbance:
     """Turns the label of each step of one episode into the action that is executed."""
 
-    def __init__(self, config: DisturbanceConfig, rng: np.random.Generator, scene: Scene) -> None:
+    def __init__(self, config: DisturbanceConfig, rng: np.random.Generator) -> None:
         self._config, self._rng = config, rng
         self.active = bool(rng.random() < config.share)
         count = int(rng.integers(0, config.num_pushes + 1)) if config.num_pushes else 0
@@ -125,22 +116,7 @@ class Disturbance:
             self._pushes.append((begin, begin + int(rng.integers(3, 7)), size * np.array([math.cos(angle), math.sin(angle)])))
         begin = int(rng.integers(4, 24))
         self._grip = (begin, begin + int(rng.integers(3, 6))) if rng.random() < config.grip_share else (0, 0)
-        self._detour: list[np.ndarray] = []
-        if rng.random() < config.detour_share:
-            self._detour = self._go_astray(scene)
         self._step = 0
-
-    def _go_astray(self, scene: Scene) -> list[np.ndarray]:
-        """Executed actions that lead to an object which is not the target, and near its top."""
-        rng = self._rng
-        others = [item for index, item in enumerate(scene.objects) if index != scene.target]
-        item = others[int(rng.integers(len(others)))]
-        xy = np.array([item.x, item.y]) + rng.normal(size=2) * 0.02
-        across, down = int(rng.integers(3, 10)), int(rng.integers(0, 7))
-        z = rng.uniform(0.03, 0.12)
-        closing = int(rng.integers(1, 4)) if down and rng.random() < 0.4 else 0
-        plan = [(HOVER_Z, OPEN)] * across + [(z, OPEN)] * down + [(z, CLOSED)] * closing
-        return [np.array([*xy, height, grip]) for height, grip in plan]
 
     def __call__(self, label: np.ndarray) -> np.ndarray:
         """The executed action [4] for the `label` [4] of this step; call it once per step, in order."""
@@ -148,7 +124,7 @@ class Disturbance:
         noise = self._rng.normal(size=3) * self._config.noise_m
         if not self.active:
             return label.copy()
-        executed = (self._detour[step] if step < len(self._detour) else label).astype(np.float64)
+        executed = label.astype(np.float64)
         executed[:3] += noise
         for begin, end, offset in self._pushes:
             if begin <= step < end:
