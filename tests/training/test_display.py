@@ -25,7 +25,7 @@ def test_on_a_terminal_it_is_a_panel():
     out = io.StringIO()
     display = advanced(Display("demo", 200, console=Console(file=out, force_terminal=True, width=120)))
     text = out.getvalue()
-    parts = ("demo", "110/200", "loss 0.5", "learning rate 1.00e-03", "steps/s", "samples/s", "left")
+    parts = ("demo", "110/200", "loss 0.5", "lr 1.0e-03", "steps/s", "samples/s", "left")
     for part in (*parts, "validation 0.4, best 0.3 at step 50"):
         assert part in text
     assert "data 25%  forward+backward 75%" in text
@@ -62,7 +62,7 @@ def test_the_curve_has_one_line():
     assert sparkline([]) == ""
     assert sparkline([1.0]) == "▁"
     assert sparkline([float(value) for value in range(8)]) == "▁▂▃▄▅▆▇█"
-    assert len(sparkline([float(value) for value in range(1000)])) == 40
+    assert len(sparkline([float(value) for value in range(1000)])) == 32
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(9.4, "9 s"), (75, "1 m 15 s"), (3725, "1 h 02 m"), (math.nan, "?")])

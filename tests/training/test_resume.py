@@ -104,12 +104,15 @@ def test_resume_without_a_checkpoint_begins_at_the_beginning(tmp_path, uninterru
 def test_a_finished_run_resumes_to_its_summary(tmp_path):
     first = make_trainer(tmp_path, config=config(), stream=stream())
     expected = first.fit()
+    pointer = tmp_path / "checkpoints" / "last"
+    pointer.write_text("step-00000009\n")  # as a crash between the checkpoint and its pointer leaves it
     again = make_trainer(tmp_path, config=config(), stream=stream())
     found = again.fit(resume=True)
     assert {name: found[name] for name in ("steps", "loss", "validation_loss", "best", "skipped")} == {
         name: expected[name] for name in ("steps", "loss", "validation_loss", "best", "skipped")
     }
     assert fingerprint(again) == fingerprint(first)
+    assert pointer.read_text() == f"step-{STEPS:08d}\n"
 
 
 @pytest.fixture(scope="module")

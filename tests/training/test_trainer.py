@@ -336,20 +336,42 @@ def test_without_an_average_the_weights_themselves_are_shipped(tmp_path):
     assert torch.equal(shipped["first.weight"], trainer.objective.policy.first.weight)  # type: ignore[union-attr]
 
 
-def test_the_best_checkpoint_is_kept_beside_the_last_ones(tmp_path):
-    rising = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
-    trainer = make_trainer(tmp_path, config=small_config(steps=30, validate_every=5, checkpoint_every=5))
+def with_validation_losses(trainer, losses):
+    """The trainer's validation, moved so that its losses fall and rise as `losses` do."""
+    moves = iter(losses)
 
-    def worse():
+    def moved():
         batch = next(held_out())
-        batch.actions = batch.actions + 10 * next(rising)  # type: ignore[operator]
+        batch.actions = batch.actions + 10 * next(moves)  # type: ignore[operator]
         yield batch
 
-    trainer.validation = worse
-    trainer.fit()
+    trainer.validation = moved
+    return trainer
+
+
+@pytest.mark.parametrize(("every", "kept"), [(5, [10, 25, 30]), (None, [10, 30])])
+def test_the_best_checkpoint_is_kept_beside_the_last_ones(tmp_path, every, kept):
+    trainer = make_trainer(tmp_path, config=small_config(steps=30, validate_every=5, checkpoint_every=every))
+    with_validation_losses(trainer, [3.0, 1.0, 2.0, 2.5, 2.6, 2.7]).fit()
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-    assert names == ["best", "last", "step-00000010", "step-00000025", "step-00000030"]
+    assert names == ["best", "last", *(f"step-{step:08d}" for step in kept)]
     assert (tmp_path / "checkpoints" / "best").read_text() == "step-00000010\n"
+
+
+def test_a_best_that_could_not_be_saved_does_not_displace_one_that_was(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, config=small_config(steps=30, validate_every=5, checkpoint_every=5))
+    real = trainer.checkpoints.save
+
+    def save(snapshot, *rest):
+        if snapshot.step == 15:
+            raise OSError("full")
+        return real(snapshot, *rest)
+
+    monkeypatch.setattr(trainer.checkpoints, "save", save)
+    with_validation_losses(trainer, [3.0, 2.0, 1.0, 2.5, 2.6, 2.7]).fit()
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step-00000010\n"
+    assert trainer.best is not None
+    assert trainer.best["step"] == 10
 
 
 def test_a_frozen_teacher_stays_out_of_every_file(tmp_path):

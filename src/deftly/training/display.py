@@ -107,12 +107,12 @@ class Display:
         head.add_column(ratio=1)
         head.add_column(justify="right")
         head.add_row(ProgressBar(total=self.total, completed=self.step), f"  {self.step}/{self.total}  {duration(left)} left")
-        numbers = f"loss {self.loss:.4g}   learning rate {self.rate:.2e}   {steps:.1f} steps/s   {samples:.0f} samples/s"
+        numbers = f"loss {self.loss:.4g}   lr {self.rate:.1e}   {steps:.1f} steps/s   {samples:.0f} samples/s"
         lines = [Text(f"{sparkline(self.losses)}  {numbers}"), *([Text(self.validation)] if self.validation else [])]
         return Panel(Group(head, *lines, Text(self.split, style="dim")), title=self.title, title_align="left")
 
 
-def sparkline(values: list[float], width: int = 40) -> str:
+def sparkline(values: list[float], width: int = 32) -> str:
     """A curve of one line, at most `width` characters: each is the mean of an equal share of the values."""
     if not values:
         return ""

@@ -103,6 +103,7 @@ class Trainer:
         self.step = self.samples = self.failed_saves = 0
         self.saved_step: int | None = None
         self.best: dict[str, Any] | None = None
+        self.saved_best: dict[str, Any] | None = None
         self.last: dict[str, float | None] = {"loss": None, "validation_loss": None}
         self.is_main = distributed.rank() == 0
         self.checked_batch = False
@@ -292,9 +293,10 @@ class Trainer:
                 snapshot = self.snapshot()
                 policy = policy_state(self.objective, snapshot.objective)
                 self.checkpoints.save(snapshot, policy, self.write_policy, self.best["step"] if self.best else None)
-                self.saved_step = self.step
+                self.saved_step, self.saved_best = self.step, self.best
             except OSError as error:
                 self.failed_saves += 1
+                self.best = self.saved_best  # one that is not on the disk must not displace one that is
                 text = f"the checkpoint of step {self.step} could not be written ({error.strerror or error}); the one before is untouched"
                 if final:
                     raise TrainingError(f"{self.directory}: {text}: make room, then pass --resume") from None
@@ -349,7 +351,8 @@ class Trainer:
         self.running.load_state(state["running"])
         self.time.load_state(state["seconds"])
         self.step = self.saved_step = state["step"]
-        self.samples, self.best, self.last = state["samples"], state["best"], dict(state["last"])
+        self.samples, self.last = state["samples"], dict(state["last"])
+        self.best = self.saved_best = state["best"]
 
     def plan(self) -> dict[str, Any]:
         """What is about to happen, as plain data: to be printed before the first step."""
