@@ -157,10 +157,13 @@ class Agent:
     def act(self, observation: Observation) -> Float[np.ndarray, "a"]:
         """The next action in raw units, within the robot's limits.
 
+        An observation that no inference will use is not looked at: where images are drawn on demand, three of four cost nothing.
+
         Raises:
             DataError: the observation does not match the contract, or the policy's output is not finite.
         """
-        self._seen = self._with(observation)
+        if len(self._waiting) < self.contract.window.frames:  # still in the window when the next chunk is inferred
+            self._seen = self._with(observation)
         if not self._waiting:
             self._waiting.extend(self._infer(self._seen, observation["instruction"])[: self.contract.executed_steps])
             self._inferences += 1

@@ -33,7 +33,7 @@ from deftly.training.config import TrainingConfig
 from deftly.training.trainer import Trainer
 from deftly.types import DataError, Policy, UsageError
 
-RUN_FILE, OFFLINE_FILE, FOLDS_FILE = "run.json", "offline.json", "folds.json"
+RUN_FILE, DATA_FILE, OFFLINE_FILE, FOLDS_FILE = "run.json", "data.json", "offline.json", "folds.json"
 
 
 class Run(Config):
@@ -88,6 +88,7 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
         policy = build_policy(run, data)
         check_disk(policy, run, directory)
         print_plan(run, data, policy, directory, device)
+        storage.write_json(directory / DATA_FILE, data.summary())
         validation = data.validation.batches if data.validation is not None else None
         trainer = Trainer(
             run.objective.build(policy),
