@@ -35,7 +35,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
     monkeypatch.setattr(demo, "generate", generate)
     monkeypatch.setattr(demo, "train", train)
     monkeypatch.setattr("deftly.cli.evaluate.main", lambda arguments: seen.append(("evaluate", *arguments)))
-    monkeypatch.setattr("deftly.cli.report.main", lambda arguments: seen.append(("report", *arguments)))
+    monkeypatch.setattr("deftly.evaluation.report.write_report", lambda run: seen.append(("report", run)))
     return seen
 
 
@@ -47,7 +47,7 @@ def test_the_steps_and_their_order(calls, capsys):
         ("generate", data, demo.EPISODES, 3, 5),
         ("train", run, False, "cpu", data, 5),
         ("evaluate", "runs/demo", "--episodes", "100", "--seed", "5", "--workers", "3", "--name", "final"),
-        ("report", "runs/demo"),
+        ("report", run),
     ]
     assert out == "runs/demo/report.html\n", "the one line that a script wants"
     assert [line.split("]")[0] for line in err.splitlines() if line.startswith("[")] == [f"[{i}/4" for i in (1, 1, 2, 2, 3, 3, 4, 4)]

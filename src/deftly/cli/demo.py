@@ -57,7 +57,7 @@ def demo(
         "generate": lambda: generate_for(run, wanted, count),
         "train": lambda: train_on(run, out, device),
         "evaluate": lambda: evaluate_run(out, judge),
-        "report": lambda: write_report(out),
+        "report": lambda: report_on(out),
     }
     seconds = {}
     for number, (name, step) in enumerate(steps.items(), 1):
@@ -97,7 +97,7 @@ def evaluate_run(out: Path, flags: list[str]) -> None:
     evaluate([str(out), *flags])
 
 
-def write_report(out: Path) -> None:
-    from deftly.cli.report import main as report
+def report_on(out: Path) -> None:
+    from deftly.evaluation.report import write_report
 
-    report([str(out)])
+    write_report(out)
