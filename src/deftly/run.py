@@ -7,7 +7,6 @@ Run ─> data.build ─> contract ─> policy.build ─> objective.build ─> Tr
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -186,12 +185,14 @@ def print_plan(run: Run, data: TrainingData, policy: Policy, directory: Path, de
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     windows, steps, size = len(data.train), run.training.steps, run.data.batch_size
     epochs = steps * size / max(windows, 1)
+    seen = data.summary()
     lines = {
         "run": f"{run.name} -> {directory} (seed {run.seed})",
-        "data": json.dumps(data.summary(), ensure_ascii=False, default=str),
+        "data": f"{seen['path']}: {seen['frames']} frames at {seen['rate_hz']:g} Hz, {seen['training_episodes']} episodes to train on and "
+        f"{seen['validation_episodes']} held out, {seen['instructions']} instructions of {seen['vocabulary']} words",
         "policy": f"{parameters:,} parameters, cameras {', '.join(data.contract.cameras)} at {data.contract.image_size} px",
         "training": f"{steps} steps of {size}, {epochs:.1f} epochs of {windows} windows, {run.training.precision} on {device}",
-        "adjusted": "; ".join([*data.encoder.state.adjusted, *data.encoder.action.adjusted]) or "no dimension needed a floor",
+        "adjusted": "; ".join(data.encoder.adjusted) or "no dimension needed a floor",
     }
     for name, text in lines.items():
         print(f"{name:>9}  {text}", file=sys.stderr)

@@ -2,6 +2,10 @@
 
     deftly data import rlds SRC datasets/bridge
     deftly train bridge
+
+Expected, on the 25 trajectories of octo's debug dataset (90 s on two CPU cores): L1 per spread 0.60 in the mean over folds, where the mean
+action gives 0.77 and repeating the last action 0.73. The policy sees the past action; with so little data a small encoder, dropout and
+strong weight decay matter more than anything else.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ def bridge(small: bool = False) -> Run:
         name="bridge",
         data=DataConfig(
             path=Path("datasets/bridge"),
+            cameras=("image_0",),
             image_size=32 if small else 64,
             window=Window(frames=1, chunk=4, past_actions=True),
             batch_size=8 if small else 32,
