@@ -2,6 +2,8 @@
 
 export DATASET FOLDER    (ours)     every numeric column, and windows of history, chunk and pixels at chosen rows
 compare DATASET FOLDER   (judge's)  opens DATASET with lerobot and compares, exactly
+record DATASET FOLDER    (judge's)  records DATASET with lerobot, and reads it back with lerobot
+reread DATASET FOLDER    (ours)     opens that DATASET with our reader and compares, exactly
 """
 
 from __future__ import annotations
@@ -75,6 +77,16 @@ class Judgement:
                 detail = f", largest difference {np.abs(expected.astype(float) - found.astype(float)).max():g}"
             self.differences.append(f"{kind}: {where}: {int((expected != found).sum())} of {expected.size} values differ{detail}")
 
+    def report(self, title: str) -> int:
+        """Print the evidence; 1 when anything differed."""
+        print(title)
+        for kind, count in self.compared.items():
+            bad = [line for line in self.differences if line.startswith(f"{kind}: ")]
+            print(f"  {kind:<22} {count:>12,} compared   {f'{len(bad)} DIFFER' if bad else 'equal'}")
+        for line in self.differences[:20]:
+            print(f"  DIFFERENT {line}")
+        return 1 if self.differences else 0
+
 
 def compare(root: Path, folder: Path) -> int:
     from importlib.metadata import version
@@ -94,13 +106,8 @@ def compare(root: Path, folder: Path) -> int:
     compare_columns(judgement, dataset, facts, arrays)
     for row in facts["rows"]:
         compare_window(judgement, dataset[row], row, facts, arrays)
-    print(f"{root}: read by lerobot {version('lerobot')} (PyAV {version('av')}, datasets {version('datasets')})")
-    for kind, count in judgement.compared.items():
-        bad = [line for line in judgement.differences if line.startswith(f"{kind}: ")]
-        print(f"  {kind:<22} {count:>12,} compared   {'equal' if not bad else f'{len(bad)} DIFFER'}")
-    for line in judgement.differences[:20]:
-        print(f"  DIFFERENT {line}")
-    return 1 if judgement.differences else 0
+    versions = ", ".join(f"{name} {version(name)}" for name in ("av", "datasets"))
+    return judgement.report(f"{root}: read by lerobot {version('lerobot')} ({versions})")
 
 
 def compare_meta(judgement: Judgement, dataset: Any, facts: dict[str, Any]) -> None:
@@ -158,12 +165,61 @@ def compare_window(judgement: Judgement, item: dict[str, Any], row: int, facts: 
         judgement.same("keys", f"row {row} {name}", arrays[f"column/{name}"][row].reshape(()), item[name].numpy())
 
 
+RECORDED = (9, 14, 5)  # frames of each episode that lerobot records
+
+
+def record(root: Path, folder: Path) -> None:
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    draw = np.random.default_rng(0)
+    features = {
+        "observation.images.front": {"dtype": "video", "shape": (48, 64, 3), "names": ["height", "width", "channels"]},
+        "observation.images.wrist": {"dtype": "image", "shape": (48, 64, 3), "names": ["height", "width", "channels"]},
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": ["a", "b", "c"]},
+        "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
+        "next.reward": {"dtype": "float32", "shape": (1,), "names": None},
+    }
+    dataset = LeRobotDataset.create("judge/recorded", fps=30, features=features, root=root, robot_type="arm", use_videos=True)
+    y, x = np.mgrid[:48, :64]
+    for episode, length in enumerate(RECORDED):
+        for i in range(length):
+            image = np.stack([x * 3, y * 4, 0 * x + 40 * episode + 5 * i], axis=-1).astype(np.uint8)
+            frame = {"observation.images.front": image, "observation.images.wrist": image[::-1].copy()}
+            frame |= {"observation.state": draw.normal(size=3).astype(np.float32), "action": draw.normal(size=2).astype(np.float32)}
+            dataset.add_frame({**frame, "next.reward": np.float32([i]), "task": f"task {episode % 2}"})
+        dataset.save_episode()
+    dataset.finalize()
+    read = LeRobotDataset("judge/recorded", root=root, video_backend="pyav")
+    folder.mkdir(exist_ok=True)
+    items = [read[i] for i in range(len(read))]
+    arrays = {name: np.stack([np.asarray(item[name]) for item in items]) for name in items[0] if name != "task"}
+    np.savez(folder / "recorded.npz", allow_pickle=False, tasks=np.array([item["task"] for item in items]), **arrays)
+
+
+def reread(root: Path, folder: Path) -> int:
+    from deftly.data.dataset import Dataset
+
+    dataset, expected, judgement = Dataset.open(root), np.load(folder / "recorded.npz", allow_pickle=False), Judgement()
+    judgement.same("metadata", "lengths", RECORDED, dataset.episode_length)
+    judgement.same("metadata", "robot", "arm", dataset.robot_type)
+    for name in ("observation.state", "action", "next.reward", "timestamp", "frame_index", "episode_index", "index", "task_index"):
+        judgement.same("column values", name, expected[name].reshape(dataset.column(name).shape), dataset.column(name))
+    judgement.same("instruction", "all", expected["tasks"], [dataset.tasks[i] for i in dataset.task_of_frame])
+    for camera, key in dataset.info.cameras().items():
+        found = np.concatenate([dataset.frames(e, camera) for e in range(dataset.num_episodes)])
+        judgement.same("pixels", key, (expected[key] * 255).round().astype(np.uint8).transpose(0, 2, 3, 1), found)
+    return judgement.report(f"{root}: recorded by lerobot, read by us")
+
+
 def main() -> int:
     action, root, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if action == "export":
         export(root, folder)
-        return 0
-    return compare(root, folder)
+    elif action == "record":
+        record(root, folder)
+    else:
+        return compare(root, folder) if action == "compare" else reread(root, folder)
+    return 0
 
 
 if __name__ == "__main__":

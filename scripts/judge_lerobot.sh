@@ -3,7 +3,7 @@
 #
 #   scripts/judge_lerobot.sh [DATASET ...]
 #
-# Without a dataset it generates a small one, and imports the real ones where DEFTLY_REAL_DATA names a folder that holds them.
+# The other way round, what lerobot records is read by us. Without a dataset it generates a small one, and imports the real ones where DEFTLY_REAL_DATA names a folder that holds them.
 # The environment is built once, below ~/.cache/deftly (DEFTLY_JUDGE names another folder), pinned by judge_lerobot.lock: 2 GB with
 # the CPU build of torch, 8 GB where only PyPI's own build can be reached. Exit code 1: a difference, which is printed.
 set -euo pipefail
@@ -23,7 +23,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # Nothing is asked of the hub, and no cache outlives the judgement.
-export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME="$work/hub" HF_DATASETS_CACHE="$work/cache" HF_LEROBOT_HOME="$work/lerobot"
+export PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME="$work/hub" HF_DATASETS_CACHE="$work/cache" HF_LEROBOT_HOME="$work/lerobot"
 datasets=("$@")
 if [ ${#datasets[@]} -eq 0 ]; then
     "$ours" -m deftly.cli.main data generate --episodes 24 --workers 1 --out "$work/generated"
@@ -38,3 +38,5 @@ for dataset in "${datasets[@]}"; do
     "$ours" "$here/judge_lerobot.py" export "$dataset" "$work/expected"
     nice -n 5 "$judge/bin/python" "$here/judge_lerobot.py" compare "$dataset" "$work/expected"
 done
+"$judge/bin/python" "$here/judge_lerobot.py" record "$work/recorded" "$work/expected" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
+"$ours" "$here/judge_lerobot.py" reread "$work/recorded" "$work/expected"

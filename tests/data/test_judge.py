@@ -1,0 +1,22 @@
+"""The independent judge: lerobot, in an environment of its own, agrees with us in both directions."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts/judge_lerobot.sh"
+
+
+@pytest.mark.slow
+def test_lerobot_reads_the_same_values_and_we_read_what_it_records(capfd):
+    result = subprocess.run(
+        ["bash", str(SCRIPT)], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    with capfd.disabled():
+        print("\n" + result.stdout)
+    assert result.returncode == 0
+    assert "DIFFER" not in result.stdout
+    assert result.stdout.count("read by lerobot") >= 1
+    assert "recorded by lerobot" in result.stdout
