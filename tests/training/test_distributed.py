@@ -1,5 +1,8 @@
 """Without ranks everything is the identity; two ranks train what one does."""
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,18 +49,28 @@ def test_one_process_is_the_identity():
     assert (distributed.active(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
 
 
-CHILD = """
-import sys
+RANKS = """
+import os, sys, traceback
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import torch
+import torch._dynamo  # which every optimizer imports: once, before the ranks part
 import torch.distributed as dist
 from training.test_distributed import run
 torch.set_num_threads(1)
-rank = int(sys.argv[3])
-dist.init_process_group("gloo", init_method=sys.argv[4], rank=rank, world_size=2)
-run(Path(sys.argv[2]), rank, 2)
-dist.destroy_process_group()
+ranks = []
+for rank in range(2):
+    ranks.append(os.fork())
+    if ranks[-1] == 0:
+        try:
+            dist.init_process_group("gloo", init_method=sys.argv[3], rank=rank, world_size=2)
+            run(Path(sys.argv[2]), rank, 2)
+            dist.destroy_process_group()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
 """
 
 
@@ -66,16 +79,14 @@ def test_two_ranks_train_what_one_does(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    arguments = [sys.executable, "-W", "ignore", "-c", CHILD, str(Path(__file__).parents[1]), str(tmp_path / "two")]
-    ranks = [subprocess.Popen([*arguments, str(rank), address], stderr=subprocess.PIPE) for rank in range(2)]
+    arguments = [sys.executable, "-W", "ignore", "-c", RANKS, str(Path(__file__).parents[1]), str(tmp_path / "two"), address]
+    ranks = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
     try:
-        for process in ranks:
-            _, error = process.communicate(timeout=150)
-            assert process.returncode == 0, error.decode()
+        _, error = ranks.communicate(timeout=150)
+        assert ranks.returncode == 0, error.decode()
     finally:
-        for process in ranks:
-            process.kill()
-            process.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(ranks.pid, signal.SIGKILL)
     found = Checkpoints(tmp_path / "two" / "checkpoints", 2).newest(pytest.fail)
     assert found is not None
     assert found.raw is not None

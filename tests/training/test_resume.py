@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -51,18 +52,32 @@ def test_n_steps_and_the_rest_equal_one_run(tmp_path, uninterrupted, first):
     assert (fingerprint(trainer), log_lines(tmp_path)) == uninterrupted
 
 
-CHILD = """
-import sys
+NURSERY = """
+import os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
+import torch._dynamo  # which every optimizer imports: once, for all who are born here
+from training.test_resume import doomed
 torch.set_num_threads(1)
-from pathlib import Path
-from training.test_resume import config, stream
-from training.toys import make_trainer
-trainer = make_trainer(Path(sys.argv[2]), config=config().replace(checkpoint_every=2), stream=stream())
 print("ready", flush=True)
-trainer.fit(resume=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        doomed(sys.argv[2], *line.split())
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+
+
+def doomed(directory, position, delay):
+    """Train, with SIGKILL coming `delay` seconds after batch `position` was asked for, at the latest when five more were."""
+
+    def kill():
+        time.sleep(float(delay))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    calls = {int(position): threading.Thread(target=kill).start, int(position) + 5: lambda: time.sleep(60)}
+    make_trainer(Path(directory), config=config().replace(checkpoint_every=2), stream=stream(calls=calls)).fit(resume=True)
 
 
 def test_killed_at_two_random_moments_it_ends_in_the_same_bits(tmp_path):
@@ -70,28 +85,25 @@ def test_killed_at_two_random_moments_it_ends_in_the_same_bits(tmp_path):
     whole = make_trainer(tmp_path / "whole", config=saving, stream=stream())
     started = time.monotonic()
     whole.fit()
-    duration = time.monotonic() - started
+    five_steps = (time.monotonic() - started) / STEPS * 5
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed of the moments: {seed}")
     draw = random.Random(seed)
     directory = tmp_path / "killed"
-    for _ in range(2):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(Path(__file__).parents[1]), str(directory)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        time.sleep(draw.uniform(0.0, 0.8 * duration))
-        child.kill()
-        child.wait()
-        child.stdout.close()
+    arguments = [sys.executable, "-W", "ignore", "-c", NURSERY, str(Path(__file__).parents[1]), str(directory)]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as nursery:
+        assert nursery.stdin is not None
+        assert nursery.stdout is not None
+        assert nursery.stdout.readline() == "ready\n"
+        for position in (draw.randrange(0, 11), draw.randrange(16, 25)):
+            print(position, draw.uniform(0.0, five_steps), file=nursery.stdin, flush=True)
+            assert int(nursery.stdout.readline()) == -signal.SIGKILL
     trainer = make_trainer(directory, config=saving, stream=stream())
     trainer.fit(resume=True)
     assert fingerprint(trainer) == fingerprint(whole)
     assert log_lines(directory) == log_lines(tmp_path / "whole")
-    assert {path.name for path in (directory / "checkpoints").iterdir()} == {
-        path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()
-    }
+    kept, expected = (sorted(path.name for path in (each / "checkpoints").iterdir()) for each in (directory, tmp_path / "whole"))
+    assert kept == expected
 
 
 def test_resume_without_a_checkpoint_begins_at_the_beginning(tmp_path, uninterrupted):
