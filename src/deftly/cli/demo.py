@@ -15,7 +15,7 @@ from deftly.run import Run, train
 from deftly.sim.processes import usable_cores
 from deftly.types import UsageError
 
-EPISODES, SMALL_EPISODES = 600, 4
+EPISODES, SMALL_EPISODES = 900, 4
 
 
 def main(arguments: list[str]) -> None:
@@ -39,7 +39,7 @@ def demo(
     Args:
         out: the run directory.
         data: where the demonstrations go.
-        demonstrations: how many; by default 600.
+        demonstrations: how many; by default 900.
         episodes: scenes to judge it on.
         seed: of everything: scenes, weights, order, evaluation.
         workers: processes for generating and judging; by default one for each CPU core.
