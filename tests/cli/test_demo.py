@@ -72,7 +72,7 @@ def test_small_makes_few_demonstrations_but_the_number_may_be_given(calls):
 def test_kept_demonstrations_are_said(calls, monkeypatch, capsys):
     monkeypatch.setattr(demo, "generate", lambda *arguments: {"frames": 0, "frames_per_s": 0.0})
     demo.main([])
-    assert "datasets/demo: kept, all 600 demonstrations are there" in capsys.readouterr().err
+    assert "datasets/demo: kept, all 900 demonstrations are there" in capsys.readouterr().err
 
 
 def test_a_machine_that_cannot_draw_says_so_before_anything_is_written(calls, monkeypatch, tmp_path):
