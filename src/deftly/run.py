@@ -7,7 +7,6 @@ Run ─> data.build ─> contract ─> policy.build ─> objective.build ─> Tr
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from deftly.randomness import seed_global
 from deftly.sim.tabletop import TabletopConfig
 from deftly.training.config import TrainingConfig
 from deftly.training.trainer import Trainer
-from deftly.types import DataError, Policy, UsageError
+from deftly.types import Policy, UsageError
 
 RUN_FILE, DATA_FILE, OFFLINE_FILE, FOLDS_FILE = "run.json", "data.json", "offline.json", "folds.json"
 
@@ -85,9 +84,6 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
             remedy = "generate the dataset with this world, or change the run's world"
             require_same(run.world.embodiment(), data.dataset.embodiment, f"the dataset {run.data.path} and the run's world", remedy)
         policy = build_policy(run, data)
-        check_disk(policy, run, directory)
-        print_plan(run, data, policy, directory, device)
-        storage.write_json(directory / DATA_FILE, data.summary())
         validation = data.validation.batches if data.validation is not None else None
         trainer = Trainer(
             run.objective.build(policy),
@@ -103,7 +99,9 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
             validation=validation,
             title=run.name,
         )
+        print_plan(run, data, trainer.plan(), directory)
         summary = trainer.fit(resume=resume)
+        storage.write_json(directory / DATA_FILE, data.summary())
         storage.write_json(directory / "summary.json", summary)
         if data.validation is not None:
             summary = {**summary, "offline": offline(directory, data, device)}
@@ -170,28 +168,18 @@ def _train_folds(run: Run, folds: int, directory: Path, *, resume: bool, device:
     return table
 
 
-def check_disk(policy: Policy, run: Run, directory: Path) -> None:
-    """Room for the checkpoints that are kept, before the first step: weights, average, two moments, each float32."""
-    parameters = sum(parameter.numel() for parameter in policy.parameters())
-    needed = 5 * 4 * parameters * (run.training.keep_last + 2)
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise DataError(f"{directory}: {free / 2**20:.0f} MiB free, the checkpoints need about {needed / 2**20:.0f} MiB; free some space")
-
-
-def print_plan(run: Run, data: TrainingData, policy: Policy, directory: Path, device: torch.device) -> None:
-    """What is about to happen, on stderr, before the first step."""
-    parameters = sum(parameter.numel() for parameter in policy.parameters())
-    windows, steps, size = len(data.train), run.training.steps, run.data.batch_size
+def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Path) -> None:
+    """What is about to happen, on stderr, before the first step. `plan` is the trainer's own."""
+    windows, steps, size = len(data.train), plan["steps"], run.data.batch_size
     epochs = steps * size / max(windows, 1)
-    seen = data.summary()
+    seen, contract = data.summary(), data.contract
     lines = {
         "run": f"{run.name} -> {directory} (seed {run.seed})",
         "data": f"{seen['path']}: {seen['frames']} frames at {seen['rate_hz']:g} Hz, {seen['training_episodes']} episodes to train on and "
         f"{seen['validation_episodes']} held out, {seen['instructions']} instructions of {seen['vocabulary']} words",
-        "policy": f"{parameters:,} parameters, cameras {', '.join(data.contract.cameras)} at {data.contract.image_size} px",
-        "training": f"{steps} steps of {size}, {epochs:.1f} epochs of {windows} windows, {run.training.precision} on {device}",
+        "policy": f"{plan['parameters']:,} parameters, cameras {', '.join(contract.cameras)} at {contract.image_size} px",
+        "training": f"{steps} steps of {size}, {epochs:.1f} epochs of {windows} windows, {plan['precision']} on {plan['device']}, "
+        f"{plan['checkpoint_bytes'] / 2**20:.0f} MiB per checkpoint",
         "adjusted": "; ".join(data.encoder.adjusted) or "no dimension needed a floor",
     }
     for name, text in lines.items():
