@@ -73,10 +73,11 @@ class _Target:
             mine["index"] = self._num_frames + np.arange(end - begin, dtype=np.int64)
             mine["episode_index"] = np.full(end - begin, len(self._episodes), dtype=np.int64)
             mine["task_index"] = tasks[mine["task_index"]]
+            counted = {name: mine[name] for name in ("frame_index", "index", "episode_index", "task_index")}  # the rest has its statistics
             table = rows.slice(begin, end - begin)
             for name in ("index", "episode_index", "task_index"):
                 table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), pa.array(mine[name]))
-            row = {**before, **episode_row(len(self._episodes), before["tasks"], self._num_frames, mine), **self._rows.add(table)}
+            row = {**before, **episode_row(len(self._episodes), before["tasks"], self._num_frames, counted), **self._rows.add(table)}
             for key, moved in places.items():
                 old_place = (before[f"videos/{key}/chunk_index"], before[f"videos/{key}/file_index"])
                 row[f"videos/{key}/chunk_index"], row[f"videos/{key}/file_index"] = moved[old_place]
