@@ -194,6 +194,14 @@ def test_an_output_that_is_not_finite_never_reaches_the_robot(data):
         agent.act(recorded(data, 0)[0][0])
 
 
+def test_an_instruction_that_would_be_cut_is_refused(data, saved):
+    agent = load(saved)
+    observation = recorded(data, 0)[0][0]
+    observation["instruction"] = "please " * agent.contract.text_length + "grab the red cup"
+    with pytest.raises(DataError, match="say it in fewer"):
+        agent.act(observation)
+
+
 def test_an_observation_of_another_robot_is_refused(data, saved):
     agent = load(saved)
     observation = recorded(data, 0)[0][0]

@@ -215,6 +215,9 @@ class Agent:
 
     @torch.inference_mode()
     def _infer(self, seen: Seen, instruction: str) -> Float[np.ndarray, "k a"]:
+        count, most = len(self.encoder.tokenizer.split(instruction)), self.contract.text_length
+        if count > most:  # cut silently, the word that names the object could be the one that is lost
+            raise DataError(f"the instruction {instruction[:60]!r} has {count} words, this policy reads {most}; say it in fewer")
         batch = self.encoder.encode_seen(seen, instruction, self._draw_key()).to(self.device)
         chunk = self.policy.sample(self.policy.encode(batch), batch.key)[0].float().cpu().numpy()
         if not np.isfinite(chunk).all():

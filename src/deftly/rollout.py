@@ -43,7 +43,7 @@ class Episode:
     outcome: str  # "success", or why not: the world's own words, "invalid_action" or "crashed"
     success: bool
     success_at_reset: bool = False  # a flaw of the world or its seed: such an episode measures nothing
-    obeyed: bool | None = None  # told the swapped sentence: is the first object lifted off the table (the world judges) the one it names?
+    obeyed: bool | None = None  # told the swapped sentence: did it do with that object what success asks for with the target?
     steps: int = 0
     clipped: int = 0
     error: str | None = None  # of a crash or an invalid action, one line
@@ -115,15 +115,13 @@ def _play(
     actor.reset(found["seed"])
     limit = round(horizon_s * world.embodiment.rate_hz)
     done = False
-    lifted = None
     while not done and found["steps"] < limit:
         observation = Observation(images=observation["images"], state=observation["state"], instruction=told)
         observation, _, terminated, truncated, info = world.step(_action(actor, observation, world.embodiment))
         found["steps"] += 1
         done = terminated or truncated
-        lifted = info.get("lifted") if lifted is None else lifted
-        if sentence == "swapped":
-            found["obeyed"] = other is not None and lifted == other
+        if sentence == "swapped":  # the same feat with the other object: it was lifted first, and carried for as long as success takes
+            found["obeyed"] = other is not None and info.get("lifted") == info.get("carried") == other
     outcome = world.outcome()
     outcome = "timeout" if outcome == "running" else outcome
     found.update(outcome=outcome, success=outcome == "success")

@@ -149,6 +149,8 @@ def _train_folds(run: Run, folds: int, directory: Path, *, resume: bool, device:
     single = run.replace(folds=None)
     if directory.exists() and not resume and any(directory.glob("fold-*")):
         raise UsageError(f"{directory}: holds folds already; pass --resume to go on, or choose another directory")
+    if (directory / RUN_FILE).exists():
+        require_same(Run.load(directory / RUN_FILE), run, f"the run in {directory}", "repeat its own settings, or choose another directory")
     storage.write_json(directory / RUN_FILE, run.to_dict())
     results = []
     for index, split in enumerate(splits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,13 @@ def test_play_answers_a_sentence_with_a_gif(run: Path, capsys: pytest.CaptureFix
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     play.main([str(run), "Grab the blue cube!"])
-    line, path = capsys.readouterr().out.splitlines()
-    assert line.startswith("'Grab the blue cube!': ")
+    printed = capsys.readouterr()
+    line, path = printed.out.splitlines()
+    assert "never learnt 'cube'" in printed.err
+    told = re.search(r"it is told '([a-z ]+)'", printed.err)
+    assert told is not None
+    assert "blue box" in told[1]
+    assert line.startswith(f"{told[1]!r}: ")
     assert "after 1.5 s; scene --seed" in line
     assert Path(path).parent == run / "play"
     with Image.open(path) as picture:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deftly.cli.train import find_run, main, override, own_recipe, print_summary
+from deftly.cli.train import default_directory, find_run, main, override, own_recipe, print_summary
 from deftly.models.heads import FlowMatchingConfig
 from deftly.recipes import RECIPES
 from deftly.types import UsageError
@@ -59,3 +59,27 @@ def test_verdict_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     rows = [{"policy": 0.5, "mean_action": 0.4}]
     print_summary({"folds": rows, "mean": rows[0], "policy_beats_both_baselines": False}, tmp_path)
     assert "does NOT beat" in capsys.readouterr().out
+
+
+def test_resuming_goes_on_where_the_run_lies(tmp_path: Path) -> None:
+    run = RECIPES["demo"](True)
+    (tmp_path / "run.json").write_text(run.to_json())
+    assert default_directory(str(tmp_path), run, resume=True) == default_directory(str(tmp_path / "run.json"), run, resume=True) == tmp_path
+    assert default_directory(str(tmp_path), run, resume=False) == default_directory("demo", run, resume=True) == Path("runs/demo")
+    with pytest.raises(UsageError, match="there is no run in"):
+        main(["imitate", "--resume", "--out", str(tmp_path / "nowhere")])
+
+
+def test_small_without_effect_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(RECIPES["demo"](True).to_json())
+    with pytest.raises(UsageError, match="--small shrinks a recipe"):
+        find_run(str(tmp_path), True)
+    file = tmp_path / "mine.py"
+    file.write_text("def recipe():\n    return 3\n")
+    with pytest.raises(UsageError, match="--small changes nothing"):
+        own_recipe(str(file), "recipe", small=True)
+
+
+def test_a_run_without_held_out_episodes_says_that_nothing_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary({"steps": 3}, tmp_path)
+    assert "no episode was held out" in capsys.readouterr().out.replace("\n", " ")

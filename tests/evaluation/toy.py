@@ -125,7 +125,7 @@ class ToyWorld(World):
 
     def _info(self) -> dict[str, Any]:
         scene = {"objects": [dict(item) for item in self._objects], "target": self._target, "other": 1 - self._target}
-        return {"scene": scene, "skill": "pick", "lifted": self._lifted}
+        return {"scene": scene, "skill": "pick", "lifted": self._lifted, "carried": self._lifted}
 
 
 class ToyAgent:

@@ -29,7 +29,7 @@ def test_a_recipe_is_data(name: str, tmp_path: Path) -> None:
 def test_a_small_recipe_trains_on_any_lerobot_dataset(name: str, tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", lengths=(9, 7, 8, 6))
     run = RECIPES[name](True)
-    run = run.replace(data=run.data.replace(path=tmp_path / "data", validation_fraction=0.3))
+    run = run.replace(data=run.data.replace(path=tmp_path / "data", cameras=None, validation_fraction=0.3))
     summary = train(run, tmp_path / "run", device="cpu")
     if run.folds:
         assert len(summary["folds"]) == run.folds
@@ -47,11 +47,13 @@ def test_a_small_recipe_trains_on_any_lerobot_dataset(name: str, tmp_path: Path)
 def test_folds_are_kept_and_go_on(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", lengths=(6, 7, 5, 6))
     run = RECIPES["bridge"](True)
-    run = run.replace(data=run.data.replace(path=tmp_path / "data"), training=run.training.replace(steps=3))
+    run = run.replace(data=run.data.replace(path=tmp_path / "data", cameras=None), training=run.training.replace(steps=3))
     first = train(run, tmp_path / "run", device="cpu")
     with pytest.raises(UsageError, match="--resume"):
         train(run, tmp_path / "run", device="cpu")
     assert train(run, tmp_path / "run", resume=True, device="cpu") == first
+    with pytest.raises(DataError, match=r"seed: expected 0, found 5"):
+        train(run.replace(seed=5), tmp_path / "run", resume=True, device="cpu")
 
 
 def test_a_world_that_is_not_the_datasets_is_refused_before_training(tmp_path: Path) -> None:

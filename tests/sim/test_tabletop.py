@@ -100,6 +100,7 @@ def test_the_expert_picks_what_is_named(kind: str) -> None:
             _, reward, terminated, truncated, info = world.step(expert.act())
             done = terminated or truncated
         assert (world.outcome(), reward, info["success"], info["lifted"]) == ("success", 1.0, True, world.target)
+        assert info["carried"] == world.target
         assert info["attempted"]
         assert info["clipped"] == 0
 
@@ -126,6 +127,7 @@ def test_lifting_another_object_first_ends_in_failure(world: Tabletop) -> None:
             world.target = asked  # ... and judged on the one that was asked for
             _, reward, terminated, _, info = world.step(label)
         assert (world.outcome(), reward, info["success"], info["lifted"]) == ("wrong_object", 0.0, False, other)
+        assert info["carried"] == other
         with pytest.raises(ValueError, match="the episode is over"):
             world.step(world.idle_action())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from deftly.agent import load
+from deftly.agent import Agent, load
 from deftly.cli.evaluate import open_run
 from deftly.evaluation.closed_loop import larger
 from deftly.evaluation.videos import Recorded, replay, write_gif
@@ -51,7 +51,7 @@ def command(
     world = config.world.build()
     agent.check(world.embodiment)
     chosen = find_scene(world, sentence) if seed is None else seed
-    options = {"instruction": sentence}
+    options = {"instruction": in_known_words(agent, world, chosen, sentence)}
     actor = Recorded(agent)
     stage = larger(config.world).build()
     replay(stage, chosen, [], options)  # a sentence without a referent, or a machine that cannot draw, is said before anything is played
@@ -76,6 +76,22 @@ def find_scene(world: World, sentence: str) -> int:
         else:
             return seed
     raise UsageError(refusal)
+
+
+def in_known_words(agent: Agent, world: World, seed: int, sentence: str) -> str:
+    """The sentence itself; where the policy never learnt a word of it, or would not read to its end, the world's own for the same object.
+
+    What the world understands is more than what a policy was trained on ("cube", "mug"): an unknown word would reach it as a blank.
+    """
+    unknown = agent.encoder.tokenizer.unknown_words(sentence)
+    too_long = len(agent.encoder.tokenizer.split(sentence)) > agent.contract.text_length
+    if not unknown and not too_long:
+        return sentence
+    _, info = world.reset(seed=seed, options={"instruction": sentence})
+    plain = world.sentence_for(info["scene"]["target"])
+    why = f"never learnt {', '.join(map(repr, unknown))}" if unknown else f"reads {agent.contract.text_length} words"
+    print(f"the policy {why}: it is told {plain!r}", file=sys.stderr)
+    return plain
 
 
 def describe(episode: Episode, rate_hz: float) -> str:

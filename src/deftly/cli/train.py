@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -41,8 +42,20 @@ def main(arguments: list[str]) -> None:
         print("usage:", usage)
         return
     run = override(find_run(own.name, own.small), ["--help"] if own.fields else fields)
-    directory = own.out if own.out is not None else Path("runs") / run.name
+    directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
+    if own.resume and not directory.exists():
+        raise UsageError(f"--resume: there is no run in {directory}; give the run's directory as --out, or leave --resume out to start it")
     print_summary(train(run, directory, resume=own.resume, device=own.device), directory)
+
+
+def default_directory(name: str, run: Run, resume: bool) -> Path:
+    """Where a run goes without --out: `runs/NAME`; one that is resumed by naming its directory goes on there."""
+    path = Path(name)
+    if resume and (path / "run.json").is_file():
+        return path
+    if resume and path.name == "run.json" and path.is_file():
+        return path.parent
+    return Path("runs") / run.name
 
 
 def find_run(name: str, small: bool) -> Run:
@@ -57,6 +70,8 @@ def find_run(name: str, small: bool) -> Run:
     if path.is_dir() and (path / "run.json").is_file():
         path = path / "run.json"
     if path.is_file():
+        if small:
+            raise UsageError(f"--small shrinks a recipe; {path} is a whole run: change its fields instead, e.g. --training.steps 10")
         return Run.load(path)
     near = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"recipes: {', '.join(RECIPES)}"
@@ -76,7 +91,10 @@ def own_recipe(file: str, function: str, *, small: bool) -> Run:
     recipe: Any = getattr(module, function, None)
     if not callable(recipe):
         raise UsageError(f"{file} has no function {function!r}")
-    run = recipe(small) if recipe.__code__.co_argcount else recipe()
+    takes_small = bool(inspect.signature(recipe).parameters)
+    if small and not takes_small:
+        raise UsageError(f"{file}:{function} takes no argument, so --small changes nothing; write it as {function}(small: bool)")
+    run = recipe(small) if takes_small else recipe()
     if not isinstance(run, Run):
         raise UsageError(f"{file}:{function} returned {type(run).__name__}; a recipe returns a deftly.run.Run")
     return run
@@ -103,6 +121,8 @@ def print_summary(summary: dict[str, Any], directory: Path) -> None:
         if "mean" in summary:
             table.add_row("mean", *(f"{value:.4f}" for value in summary["mean"].values()), style="bold")
         console.print(table)
+    else:
+        console.print("no episode was held out (data.validation_fraction is 0): nothing says how well this policy does")
     if "policy_beats_both_baselines" in summary:
         verdict = "beats" if summary["policy_beats_both_baselines"] else "does NOT beat"
         console.print(f"the policy {verdict} both baselines in the mean over folds")

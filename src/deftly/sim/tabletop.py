@@ -11,14 +11,14 @@ import pydantic
 from deftly.config import Config
 from deftly.contract import Embodiment
 from deftly.randomness import generator
-from deftly.sim import language, robot
+from deftly.sim import REMEDY, language, robot
 from deftly.sim.randomization import RandomizationConfig, sample_appearance
 from deftly.sim.scene import COLOURS, MAX_OBJECTS, TYPES, Scene, sample_scene
 from deftly.types import Observation, UsageError, World
 
 LIFT_HEIGHT_M = 0.10  # success: this far above its resting height ...
 HOLD_S = 1.0  # ... for this long
-WRONG_LIFT_M = 0.05  # another object this far up ends the episode
+FIRST_LIFT_M = 0.05  # the first object this far up is the one that was chosen: any but the target is a failure
 NEAR_M = 0.07  # closing the gripper within this distance of an object counts as an attempt
 START_LOW, START_HIGH = (0.30, -0.20, 0.17), (0.66, 0.20, 0.32)  # of the tip; always above the tallest object
 
@@ -74,7 +74,7 @@ class Tabletop(World):
         try:
             from deftly.sim.physics import Physics  # mujoco is loaded with the first world, not with its config
         except ImportError as error:  # also when MUJOCO_GL names a library that is not installed
-            raise UsageError(f"mujoco cannot be loaded ({error}); remedy: pip install mujoco, or apt-get install -y libegl1") from error
+            raise UsageError(f"mujoco cannot be loaded ({error}); remedy: pip install mujoco, or {REMEDY}") from error
 
         self.config = config
         self.embodiment = config.embodiment()
@@ -125,8 +125,10 @@ class Tabletop(World):
             self.instruction = str(options["instruction"])
         self.physics.place(self.scene, sample_appearance(config.randomization, generator("tabletop/appearance", seed)), tip, opening)
         self._episode += 1
-        self._steps = self._held = self._clipped = 0
+        self._steps = self._clipped = 0
+        self._held = np.zeros(len(self.scene.objects), dtype=int)  # control steps that each object has been up
         self._lifted: int | None = None
+        self._carried: int | None = None
         self._attempted = self._succeeded = False
         scene = {**self.scene.to_dict(), "target": self.target}
         if self.target == self.scene.other:
@@ -154,12 +156,13 @@ class Tabletop(World):
         info = {
             "success": self._succeeded,
             "lifted": self._lifted,
+            "carried": self._carried,
             "attempted": self._attempted,
             "clipped": self._clipped,
             "object_poses": self.physics.object_poses(),
             "outcome": self.outcome(),
         }
-        terminated = self._succeeded or self._wrong()
+        terminated = self._carried is not None
         return self.observe(), float(self._succeeded), terminated, not terminated and self._steps >= self.horizon, info
 
     def render(self) -> np.ndarray:
@@ -250,7 +253,8 @@ class Tabletop(World):
     def instruct(self, index: int, template: int = 0) -> str:
         """Make the episode about object `index` from now on; returns the new instruction."""
         self.instruction = language.sentence(self._object(index), template)
-        self.target, self.template, self._held = index, template, 0
+        self.target, self.template, self._carried = index, template, None
+        self._held[:] = 0
         return self.instruction
 
     def idle_action(self) -> np.ndarray:
@@ -259,14 +263,17 @@ class Tabletop(World):
         return np.clip(self.physics.command(), self._low, self._high).astype(np.float32)
 
     def outcome(self) -> str:
-        """`running`, `success`, `wrong_object`, `missed_grasp` (time over after an attempt) or `timeout`."""
+        """`running`, `success`, `wrong_object`, `missed_grasp` (time over after an attempt) or `timeout`.
+
+        An episode ends when an object, whichever, has been carried for as long as success takes, or when time is over.
+        """
         self._require_episode()
         if self._succeeded:
             return "success"
+        if self._carried is None and self._steps < self.horizon:
+            return "running"
         if self._wrong():
             return "wrong_object"
-        if self._steps < self.horizon:
-            return "running"
         return "missed_grasp" if self._attempted else "timeout"
 
     def _wrong(self) -> bool:
@@ -274,10 +281,12 @@ class Tabletop(World):
 
     def _judge(self, gripper: float) -> None:
         heights = self.physics.heights()
-        if self._lifted is None and heights.max() >= WRONG_LIFT_M:
+        if self._lifted is None and heights.max() >= FIRST_LIFT_M:
             self._lifted = int(heights.argmax())
-        self._held = self._held + 1 if heights[self.target] >= LIFT_HEIGHT_M else 0
-        self._succeeded = self._held >= round(HOLD_S * robot.RATE_HZ) and not self._wrong()
+        self._held = np.where(heights >= LIFT_HEIGHT_M, self._held + 1, 0)
+        if self._held.max() >= round(HOLD_S * robot.RATE_HZ):
+            self._carried = int(self._held.argmax())
+        self._succeeded = self._carried == self.target and not self._wrong()
         if gripper > 0.5 and not self._attempted:
             gaps = np.linalg.norm(self.physics.object_poses()[:, :3] - self.physics.tip(), axis=1)
             self._attempted = bool(gaps.min() <= NEAR_M)
