@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +34,8 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(render, "probe", lambda: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=90e9))
+    monkeypatch.delenv("DEFTLY_CACHE", raising=False)
     monkeypatch.setattr(demo, "generate", generate)
     monkeypatch.setattr(demo, "train", train)
     monkeypatch.setattr("deftly.cli.evaluate.main", lambda arguments: seen.append(("evaluate", *arguments)))
@@ -66,7 +70,8 @@ def test_small_makes_few_demonstrations_but_the_number_may_be_given(calls):
     demo.main(["--small", "--demonstrations", "7", "--out", "other", "--data", "elsewhere"])
     generated = [call for call in calls if call[0] == "generate"]
     assert [call[2] for call in generated] == [demo.SMALL_EPISODES, 7]
-    assert generated[1][1] == Path("elsewhere")
+    assert [call[1] for call in generated] == [Path("datasets/demo-small"), Path("elsewhere")]
+    assert [call[1] for call in calls if call[0] == "train"] == [Path("runs/demo-small"), Path("other")]
 
 
 def test_kept_demonstrations_are_said(calls, monkeypatch, capsys):
@@ -89,7 +94,26 @@ def test_a_machine_that_cannot_draw_says_so_before_anything_is_written(calls, mo
 def test_nothing_to_judge_is_refused_before_the_first_step(calls):
     with pytest.raises(UsageError, match="--episodes 0"):
         demo.main(["--episodes", "0"])
+    for number in ("0", "-1"):
+        with pytest.raises(UsageError, match=f"--demonstrations {number}"):
+            demo.main(["--demonstrations", number])
     assert calls == []
+
+
+def test_a_disk_on_which_the_frames_would_not_fit_is_said_before_generating(calls, monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e9 if path == tmp_path else 90e9))
+    with pytest.raises(UsageError, match=r"5.0 GB are free, 7.5 GB are wanted: .* 900 demonstrations take 1.5 GB") as caught:
+        demo.main([])
+    assert "\n" not in str(caught.value)
+    assert calls == []
+    demo.main(["--small"])
+    monkeypatch.setenv("DEFTLY_CACHE", "/")
+    demo.main([])
+    monkeypatch.delenv("DEFTLY_CACHE")
+    (tmp_path / "datasets/demo/meta").mkdir(parents=True)
+    (tmp_path / "datasets/demo/meta/info.json").write_text("{}")
+    demo.main([])
+    assert len(calls) == 12, "what is there already is for the store to judge"
 
 
 @pytest.mark.slow
@@ -98,16 +122,16 @@ def test_the_real_thing_killed_and_finished(tmp_path):
     command = [sys.executable, "-m", "deftly.cli.main", "demo", "--small", "--episodes", "2"]
     with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL) as first:
         deadline = time.monotonic() + 300
-        while not list(tmp_path.glob("runs/demo/checkpoints/step-*")) and first.poll() is None and time.monotonic() < deadline:
+        while not list(tmp_path.glob("runs/demo-small/checkpoints/step-*")) and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         os.killpg(first.pid, signal.SIGKILL)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "kept, all 4 demonstrations are there" in done.stderr
     assert "resuming at step" in done.stderr
-    summary = json.loads((tmp_path / "runs/demo/evaluation/final/summary.json").read_text())
+    summary = json.loads((tmp_path / "runs/demo-small/evaluation/final/summary.json").read_text())
     assert summary["episodes"] == 2
     assert set(summary["baselines"]) == {"no_op", "random", "blind", "deaf"}
-    rows = (tmp_path / "runs/demo/evaluation/final/episodes.jsonl").read_text().splitlines()
+    rows = (tmp_path / "runs/demo-small/evaluation/final/episodes.jsonl").read_text().splitlines()
     assert len(rows) == len({(row["arm"], row["episode"]) for row in map(json.loads, rows)}) == 10
-    assert "<html" in (tmp_path / "runs/demo/report.html").read_text()[:500]
+    assert "<html" in (tmp_path / "runs/demo-small/report.html").read_text()[:500]

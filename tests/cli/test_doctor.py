@@ -12,8 +12,9 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from deftly.cli import doctor
+from deftly.cli import demo, doctor
 from deftly.cli.doctor import Finding
+from deftly.data.store import FREE_SHARE
 from deftly.sim import render
 
 FINE = [Finding("python", "ok", "3.11"), Finding("disk", "ok", "9 GB")]
@@ -118,11 +119,17 @@ def test_no_opengl_names_the_one_line(monkeypatch):
     assert finding.remedy.startswith("apt-get install -y ")
 
 
-@pytest.mark.parametrize(("free", "status"), [(0.5e9, "fail"), (2e9, "warn"), (90e9, "ok")])
+@pytest.mark.parametrize(("free", "status"), [(0.5e9, "fail"), (2e9, "warn"), (7e9, "warn"), (90e9, "ok")])
 def test_disk(monkeypatch, tmp_path, free: float, status: str):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free, total=free))
     assert doctor.disk(tmp_path / "not" / "yet").status == status
     assert str(tmp_path) in doctor.disk(tmp_path).found
+    assert ("a fifth of what is free" in doctor.disk(tmp_path).remedy) == (status != "ok")
+
+
+def test_what_the_doctor_lets_pass_the_demo_does_too():
+    needed = demo.frame_bytes(demo.recipe(False), demo.EPISODES)
+    assert 0.9 * doctor.DISK_WARN_GB < needed / FREE_SHARE / 1e9 <= doctor.DISK_WARN_GB
 
 
 def test_a_directory_that_cannot_be_written(monkeypatch, tmp_path):

@@ -157,9 +157,11 @@ def test_an_interrupted_merge_is_repeated_from_the_shards(reference, tmp_path, m
 def test_what_is_there_is_neither_made_again_nor_overwritten(reference, tmp_path):
     before = hashes(reference)
     assert generate(CONFIG, reference, EPISODES, seed=3)["frames"] == 0
-    for change in ({"episodes": 6}, {"seed": 4}, {"config": CONFIG.replace(boxes=False)}):
+    changes = {"episodes: expected 5, found 6": {"episodes": 6}, "seed: expected 3, found 4": {"seed": 4}}
+    changes["config.boxes: expected true, found false"] = {"config": CONFIG.replace(boxes=False)}
+    for words, change in changes.items():
         arguments = {"config": CONFIG, "episodes": EPISODES, "seed": 3, **change}
-        with pytest.raises(UsageError, match="holds another dataset"):
+        with pytest.raises(UsageError, match=f"holds another dataset already: {words}; .*--out, .*--data"):
             generate(out=reference, **arguments)
     assert hashes(reference) == before
     (tmp_path / "notes.txt").write_text("mine")
@@ -172,7 +174,7 @@ def test_other_settings_do_not_continue_an_unfinished_generation(tmp_path, monke
     monkeypatch.setattr(module.processes, "run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         generate(CONFIG, tmp_path / "data", EPISODES, seed=3)
-    with pytest.raises(UsageError, match="other settings or versions"):
+    with pytest.raises(UsageError, match=r"other settings or versions: seed: expected 3, found 4; repeat those, .*--data"):
         generate(CONFIG, tmp_path / "data", EPISODES, seed=4)
 
 

@@ -18,8 +18,13 @@ from packaging.requirements import Requirement
 
 OLDEST_PYTHON = (3, 11)
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, NVIDIA under Windows' Linux, AMD
-# The demo writes 1.5 GB, nearly all of it decoded frames, which may take a fifth of the free space; it takes 2 GB of memory at its peak.
+# The demo decodes 1.5 GB of frames, and `deftly.data.store` refuses what would take more than a fifth of the free space.
 DISK_FAIL_GB, DISK_WARN_GB = 1.0, 8.0
+DISK_REMEDY = (
+    f"free some space: the demo wants {DISK_WARN_GB:.0f} GB, as its 1.5 GB of decoded frames may take a fifth of what is free; or set "
+    "DEFTLY_CACHE to a folder on a larger disk"
+)
+# It takes 2 GB of memory at its peak.
 MEMORY_FAIL_GB, MEMORY_WARN_GB = 1.5, 4.0
 SHARED_MEMORY_WARN_GB = 0.25
 GB = 1e9
@@ -163,7 +168,7 @@ def disk(directory: Path) -> Finding:
     if not os.access(place, os.W_OK):
         return Finding("disk", "fail", f"{place} cannot be written to", "run deftly in a directory of yours")
     if free < DISK_WARN_GB:
-        return Finding("disk", "fail" if free < DISK_FAIL_GB else "warn", found, f"free some space: the demo wants {DISK_WARN_GB:.0f} GB")
+        return Finding("disk", "fail" if free < DISK_FAIL_GB else "warn", found, DISK_REMEDY)
     return Finding("disk", "ok", found)
 
 

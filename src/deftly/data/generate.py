@@ -23,7 +23,7 @@ import pydantic
 
 from deftly import randomness, storage
 from deftly.config import Config
-from deftly.contract import fingerprint
+from deftly.contract import differences, fingerprint
 from deftly.data.merge import described, merge
 from deftly.data.schema import INFO_PATH
 from deftly.data.writer import DatasetWriter, EpisodeData
@@ -36,6 +36,7 @@ from deftly.types import DataError, UsageError
 SHARDS = ".shards"
 POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")  # metres, unit quaternion; all zero where a scene has fewer objects
 BOX = ("x0", "y0", "x1", "y1")  # pixels, ends exclusive; -1 where nothing of the object is seen
+ELSEWHERE = "choose another folder (deftly data generate --out, deftly demo --data)"
 VERSIONED = ("deftly", "mujoco", "numpy", "av", "pyarrow")  # other versions may give other bytes
 
 
@@ -63,8 +64,8 @@ def generate(config: GenerateConfig, out: Path, episodes: int, workers: int = 0,
     out = Path(out)
     plan = _plan(config, episodes, seed)
     if (out / INFO_PATH).is_file():
-        if described(out).get("generation") != plan:
-            raise UsageError(f"{out}: holds another dataset already; choose another --out, or remove it")
+        if (stored := described(out).get("generation")) != plan:
+            raise UsageError(f"{out}: holds another dataset already: {_what_differs(stored, plan)}; {ELSEWHERE}, or remove this one")
         shutil.rmtree(out / SHARDS, ignore_errors=True)
         return {"episodes": episodes, "frames": 0, "seconds": 0.0, "frames_per_s": 0.0, "shards_reused": len(_ranges(config, episodes))}
     with _claimed(out, plan):
@@ -87,19 +88,29 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     """Hold `out` for this process, refusing a folder that holds anything but our own unfinished work."""
     shards = out / SHARDS
     if out.exists() and not shards.is_dir() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: exists and is not an unfinished generation; choose another --out")
+        raise UsageError(f"{out}: exists and is not an unfinished generation; {ELSEWHERE}")
     shards.mkdir(parents=True, exist_ok=True)
     with open(shards / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(f"{out}: another process is generating into it; wait for it, or choose another --out") from None
-        if (shards / "plan.json").is_file() and storage.read_json(shards / "plan.json") != plan:
-            raise UsageError(f"{out}: holds an unfinished generation with other settings or versions; repeat those, or remove it")
+            raise UsageError(f"{out}: another process is generating into it; wait for it, or {ELSEWHERE}") from None
+        if (shards / "plan.json").is_file() and (stored := storage.read_json(shards / "plan.json")) != plan:
+            what = f"an unfinished generation with other settings or versions: {_what_differs(stored, plan)}"
+            raise UsageError(f"{out}: holds {what}; repeat those, {ELSEWHERE}, or remove this one")
         storage.write_json(shards / "plan.json", plan)
         for leftover in [*shards.glob(".*.tmp"), *shards.glob(".*.old")]:
             shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield
+
+
+def _what_differs(stored: Any, plan: dict[str, Any]) -> str:
+    """The first differences in one line."""
+    if not isinstance(stored, dict):
+        return "it was not generated"
+    lines = differences(stored, plan)
+    more = f" (+{len(lines) - 3} more)" if len(lines) > 3 else ""
+    return "; ".join(lines[:3]) + more
 
 
 def _fill(config: GenerateConfig, out: Path, plan: dict[str, Any], episodes: int, workers: int, seed: int) -> dict[str, Any]:
