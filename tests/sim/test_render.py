@@ -12,6 +12,7 @@ from deftly.sim import render
 from deftly.sim.expert import Expert
 from deftly.sim.randomization import RandomizationConfig
 from deftly.sim.tabletop import Tabletop, TabletopConfig
+from deftly.types import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,10 @@ def test_the_process_ends_quietly_after_drawing() -> None:
     code = "from deftly.sim.tabletop import TabletopConfig as C; w = C(image_size=32).build(); w.reset(seed=0)[0]['images']['head']"
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_mujoco_that_cannot_be_loaded_has_the_same_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deftly.sim.physics", None)
+    with pytest.raises(UsageError, match="mujoco cannot be loaded") as caught:
+        TabletopConfig().build(render=False)
+    assert str(caught.value).endswith(render.REMEDY)

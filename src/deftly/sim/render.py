@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 import mujoco
 import numpy as np
 
+from deftly.sim import REMEDY
 from deftly.types import UsageError
 
-REMEDY = "apt-get install -y libegl1 libopengl0 libgl1-mesa-dri"
 _PROBED = "DEFTLY_RENDERING_WORKS"  # in the environment, so that worker processes do not probe again
 _PROBE = """
 import mujoco
