@@ -12,8 +12,9 @@ import torch
 
 from deftly import storage
 from deftly.training import checkpoint
-from deftly.training.checkpoint import Checkpoints, Snapshot, directory_name, fill, is_remnant, read, read_tensors, refuse
+from deftly.training.checkpoint import Checkpoints, Snapshot, directory_name, fill, is_incomplete, read, read_tensors, refuse
 from deftly.training.guard import TrainingError
+from deftly.training.tracking import METRICS
 from deftly.types import DataError, UsageError
 from training.toys import ToyStream, fingerprint, make_trainer, small_config, write_policy
 
@@ -110,11 +111,24 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
         checkpoints.newest(pytest.fail)
 
 
-def test_when_nothing_can_be_read_it_is_an_error(tmp_path):
-    checkpoints = saved(tmp_path, [5])
+def test_when_nothing_can_be_read_it_stays_an_error(tmp_path):
+    checkpoints = saved(tmp_path / "run" / "checkpoints", [5])
     (checkpoints.path(5) / "trainer.json").write_text("{")
-    with pytest.raises(DataError, match="none of its 1 checkpoints"):
-        checkpoints.newest(lambda text: None)
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"corrupt-step-00000005.*remove {tmp_path / 'run'} to start over") as caught:
+            checkpoints.newest(lambda text: None)
+        assert "\n" not in str(caught.value)
+    saved(checkpoints.root, [6])
+    found = checkpoints.newest(pytest.fail)
+    assert found is not None
+    assert found.step == 6
+
+
+def test_what_is_set_aside_displaces_nothing(tmp_path):
+    for number in ("", "-2", "-3"):
+        (tmp_path / "step-00000005").mkdir()
+        assert checkpoint.set_aside(tmp_path / "step-00000005", "corrupt").name == f"corrupt-step-00000005{number}"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_pickle_in_disguise_is_not_opened(tmp_path):
@@ -138,13 +152,30 @@ def test_a_trainer_state_that_is_none_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_what_a_crash_leaves_half_written_is_swept_away(tmp_path):
+def test_what_a_crash_leaves_is_swept_away_and_what_it_did_not_is_kept(tmp_path):
     checkpoints = saved(tmp_path, [5, 10])
     for name in (".step-00000015.123.tmp", ".step-00000005.9.old", "step-00000003", "mine"):
         (tmp_path / name).mkdir()
-    assert is_remnant(tmp_path / "step-00000003")
-    checkpoints.sweep()
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["mine", directory_name(5), directory_name(10)]
+    (tmp_path / "step-00000003" / "precious").touch()
+    assert is_incomplete(tmp_path / "step-00000003")
+    said = []
+    checkpoints.sweep(said.append)
+    folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert folders == ["incomplete-step-00000003", "mine", directory_name(5), directory_name(10)]
+    assert (tmp_path / "incomplete-step-00000003" / "precious").exists()
+    assert len(said) == 1
+    assert said[0].endswith("set aside as incomplete-step-00000003")
+
+
+def test_a_deletion_that_is_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, [5, 10])
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path, ignore_errors=False: None if ignore_errors else signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            Checkpoints(tmp_path, 1).prune(best=None)
+    assert checkpoints.steps() == [10]
+    checkpoints.sweep(pytest.fail)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_pointers_that_lag_behind_are_set_right(tmp_path):
@@ -213,3 +244,21 @@ def test_a_corrupt_newest_checkpoint_costs_steps_but_no_bits(tmp_path, capsys):
     assert "falling back" in error
     assert "resuming at step 21" in error
     assert fingerprint(again) == fingerprint(whole)
+
+
+def test_a_second_resume_does_not_start_over_either(tmp_path):
+    make_trainer(tmp_path).fit()
+    for path in (tmp_path / "checkpoints").glob("step-*"):
+        (path / "trainer.json").write_text("{")
+    log = (tmp_path / METRICS).read_bytes()
+    for _ in range(2):
+        with pytest.raises(DataError, match="to start over"):
+            make_trainer(tmp_path).fit(resume=True)
+    assert (tmp_path / METRICS).read_bytes() == log
+
+
+def test_a_signal_whose_checkpoint_cannot_be_written_does_not_end_as_saved(tmp_path, monkeypatch):
+    full_disk(monkeypatch, bad_steps=(25,))
+    trainer = make_trainer(tmp_path, stream=ToyStream(calls={24: lambda: os.kill(os.getpid(), signal.SIGTERM)}))
+    with pytest.raises(TrainingError, match=r"step 25 could not be written .*make room, then pass --resume"):
+        trainer.fit()

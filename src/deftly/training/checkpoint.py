@@ -30,6 +30,8 @@ FORMAT_VERSION = 1
 POLICY, RUN, OBJECTIVE, RAW = "policy", "run.json", "objective.safetensors", "raw.safetensors"
 OPTIMIZER, TRAINER = "optimizer.safetensors", "trainer.json"
 
+SET_ASIDE = re.compile(r"(corrupt|incomplete)-step-\d{8,}")
+
 WritePolicy = Callable[[Path, dict[str, Tensor]], None]
 
 
@@ -95,16 +97,23 @@ class Checkpoints:
         """Delete all but the newest `keep_last` and the best."""
         for step in self.steps()[: -self.keep_last]:
             if step != best:
-                # The manifest goes first: a half-deleted directory must not pass for a checkpoint.
-                (self.path(step) / storage.MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(self.path(step))
+                # Renamed first, to a name that `sweep` knows: a half-deleted directory must not pass for a checkpoint.
+                retired = self.path(step).with_name(f".{directory_name(step)}.{os.getpid()}.old")
+                shutil.rmtree(retired, ignore_errors=True)
+                os.replace(self.path(step), retired)
+                shutil.rmtree(retired)
 
-    def sweep(self) -> None:
-        """Delete what a crash left half-written. Only for the holder of the run's lock."""
-        if self.root.is_dir():
-            for item in self.root.iterdir():
-                if item.is_dir() and (re.fullmatch(r"\.step-\d+\.\d+\.(tmp|old)", item.name) or is_remnant(item)):
-                    shutil.rmtree(item)
+    def sweep(self, say: Callable[[str], None]) -> None:
+        """Delete the temporary directories that a crash left behind. Only for the holder of the run's lock.
+
+        A checkpoint without its manifest is no work of ours: it is announced through `say` and set aside as `incomplete-<name>`.
+        """
+        for item in sorted(self.root.iterdir()) if self.root.is_dir() else ():
+            if item.is_dir() and re.fullmatch(r"\.step-\d+\.\d+\.(tmp|old)", item.name):
+                shutil.rmtree(item)
+            elif item.is_dir() and is_incomplete(item):
+                aside = set_aside(item, "incomplete")
+                say(f"WARNING: {item / storage.MANIFEST}: missing, the checkpoint is incomplete; set aside as {aside.name}")
 
     def require_space(self, size: int) -> None:
         """`UsageError` when the disk has no room for `size` bytes times every checkpoint that will be there at once."""
@@ -115,26 +124,28 @@ class Checkpoints:
             raise UsageError(f"{self.root}: {at_once} checkpoints need {need:.0f} MiB, the disk has {free / 2**20:.0f} MiB free; make room")
 
     def newest(self, say: Callable[[str], None]) -> Snapshot | None:
-        """The newest checkpoint that verifies, or None where there is none at all.
+        """The newest checkpoint that verifies, or None where there never was one.
 
-        One that is corrupt is announced through `say`, set aside as `corrupt-<name>`, and the one before is taken; when none is left, or
-        when the optimizer's file is missing, or the format is newer than this program, a one-line `DataError`.
+        One that is corrupt is announced through `say`, set aside as `corrupt-<name>`, and the one before is taken; when none is left but
+        some were set aside, now or earlier, or when the optimizer's file is missing, or the format is newer than this program, a
+        one-line `DataError`.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        for step in reversed(self.steps()):
             path = self.path(step)
             refuse(path)
             try:
                 storage.verify(path)
                 return read(path)
             except DataError as error:
-                aside = path.with_name(f"corrupt-{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(path, aside)
-                storage.sync_directory(self.root)
+                aside = set_aside(path, "corrupt")
                 say(f"{error}; set aside as {aside.name}, falling back to the checkpoint before")
-        if steps:
-            raise DataError(f"{self.root}: none of its {len(steps)} checkpoints can be read; start a new run directory")
+        # Not the same as an empty directory: to begin at step 0 would overwrite the log of a run that was further.
+        lost = sorted(item.name for item in self.root.iterdir() if SET_ASIDE.match(item.name)) if self.root.is_dir() else []
+        if lost:
+            raise DataError(
+                f"{self.root}: no checkpoint that can be read is left ({', '.join(lost)}); remove {self.root.parent} to start over, "
+                "or choose another directory"
+            )
         return None
 
 
@@ -154,8 +165,19 @@ def fill(directory: Path, snapshot: Snapshot, policy: dict[str, Tensor], write_p
     storage.write_json(directory / TRAINER, snapshot.trainer)
 
 
-def is_remnant(path: Path) -> bool:
-    """A checkpoint whose deletion was interrupted: its manifest, which is deleted first, is gone, but more than that may be."""
+def set_aside(path: Path, why: str) -> Path:
+    """Rename a checkpoint to `<why>-<name>`, numbered where that is taken, so that it is no longer read; returns the new path."""
+    aside, number = path.with_name(f"{why}-{path.name}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{why}-{path.name}-{number}")
+    os.replace(path, aside)
+    storage.sync_directory(path.parent)
+    return aside
+
+
+def is_incomplete(path: Path) -> bool:
+    """Named as a checkpoint, but without the manifest that every checkpoint of ours has from the moment that it has its name."""
     return bool(re.fullmatch(r"step-\d{8,}", path.name)) and not (path / storage.MANIFEST).exists()
 
 

@@ -130,7 +130,7 @@ class Trainer:
     def _begin(self, wants_resume: bool) -> None:
         """Start at the beginning, or where the newest checkpoint stands."""
         if self.is_main:
-            self.checkpoints.sweep()
+            self.checkpoints.sweep(self.display.say)
             self.checkpoints.require_space(self.plan()["checkpoint_bytes"])
         if self.config.precision == "bf16" and not native_bf16(self.device):
             self.display.say("WARNING: this device has no arithmetic units for bf16: fp32 would be faster")
@@ -304,8 +304,8 @@ class Trainer:
         self.time.lap("checkpoint")
 
     def _leave(self, interrupt: Interrupt) -> None:
-        """Save this step boundary and end with the exit code of the signal."""
-        self._save(final=False)
+        """Save this step boundary and end with the exit code of the signal, or with `TrainingError` when it cannot be saved."""
+        self._save(final=True)
         self.display.say(f"stopped by a signal after step {self.step} of {self.config.steps}; pass --resume to go on")
         raise SystemExit(interrupt.exit_code)
 
