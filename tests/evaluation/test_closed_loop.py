@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 
 from deftly import storage
+from deftly.contract import Embodiment
 from deftly.evaluation import closed_loop, summary
 from deftly.evaluation.baselines import BASELINES
-from deftly.evaluation.closed_loop import Job, WorldConfig, evaluate
+from deftly.evaluation.closed_loop import Job, WorldConfig, check_limits, evaluate
 from deftly.evaluation.plan import Plan, name_for, read
 from deftly.randomness import seed_of
 from deftly.sim import processes
 from deftly.types import DataError, UsageError
-from evaluation.toy import ToyConfig, load_toy, save_toy
+from evaluation.toy import ToyAgent, ToyConfig, embodiment, load_toy, save_toy
 
 EPISODES = 8
 ARMS = ("policy", *BASELINES)
@@ -311,3 +312,39 @@ def test_plans_know_what_decides_the_rows(whole: Path) -> None:
     assert values["world"]["difficulty"] == 0.25
     assert {"deftly", "python", "torch", "numpy"} <= values["versions"].keys()
     assert values["hash"] == read(whole).hash()
+
+
+# Limits ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def limited(low: tuple[float, ...] | None, high: tuple[float, ...] | None) -> Embodiment:
+    toy = embodiment()
+    return toy.replace(action=toy.action.replace(low=low, high=high))
+
+
+def test_a_world_that_allows_less_than_the_policy_needs_is_refused(policy: Path, tmp_path: Path) -> None:
+    class Bold(ToyAgent):
+        def check(self, found: Embodiment) -> None:
+            """Blind to limits, as the agent is."""
+
+    def bold(path: Path) -> Bold:
+        return Bold(limited((0.0, 0.0), (1.0, 2.0)))
+
+    with pytest.raises(DataError, match=r"action\.high of lift is 1 fraction, but the policy was trained to reach 2") as caught:
+        judge(policy, tmp_path / "a", load=bold)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_more_room_and_unknown_limits_are_no_fault() -> None:
+    known, wide, unknown = limited((0, 0), (1, 1)), limited((-1, 0), (1, 5)), limited(None, None)
+    for trained, found in ((known, known), (known, wide), (known, unknown), (unknown, known)):
+        check_limits(trained, found)
+    with pytest.raises(DataError, match=r"action\.low of x is 0 m"):
+        check_limits(wide, known)
+
+
+def test_a_negative_number_of_videos_is_refused(policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="videos must be 0 or more"):
+        judge(policy, tmp_path / "a", videos=-1)
+    assert not (tmp_path / "a").exists()

@@ -19,6 +19,8 @@ from deftly.evaluation.statistics import Proportion
 from deftly.run import RUN_FILE, Run
 from deftly.types import UsageError
 
+SEEDS_UNKNOWN = "training seeds unknown: not checked that these scenes are unseen"  # said, not stored: it may be checked another time
+
 
 def main(arguments: list[str]) -> None:
     tyro.cli(command, args=arguments, prog="deftly evaluate")
@@ -55,6 +57,9 @@ def command(
     chosen = name or name_for(root, seed, episodes)
     if Path(chosen).name != chosen or chosen.startswith("."):
         raise UsageError(f"--name {chosen!r} is no plain directory name")
+    if videos < 0:
+        raise UsageError(f"--videos {videos}: must be 0 or more")
+    known = training_seeds(config)
     summary = evaluate(
         find_policy(run),
         config.world,
@@ -64,9 +69,9 @@ def command(
         workers=workers,
         baselines=baselines,
         videos=videos,
-        training_seeds=training_seeds(config),
+        training_seeds=known,
     )
-    show(summary, root / chosen)
+    show(summary if known else {**summary, "notes": [*summary["notes"], SEEDS_UNKNOWN]}, root / chosen)
 
 
 def open_run(path: Path) -> tuple[Path, Run]:

@@ -29,7 +29,7 @@ from deftly.evaluation.videos import VIDEO_SIZE, Recorded, replay, write_mp4
 from deftly.progress import Progress
 from deftly.rollout import Actor, Episode, rollout
 from deftly.sim import processes
-from deftly.types import UsageError, World
+from deftly.types import DataError, UsageError, World
 
 _ORDER = (POLICY, "deaf", "blind", "random", "no_op")  # the headline first
 
@@ -44,6 +44,8 @@ class WorldConfig(Protocol):
 
 class JudgedAgent(Actor, Protocol):
     """What an evaluation asks of `deftly.agent.Agent`."""
+
+    embodiment: Embodiment
 
     def check(self, embodiment: Embodiment) -> None: ...
 
@@ -95,9 +97,11 @@ def evaluate(
         training_seeds: of the demonstrated scenes, where they are known: no evaluation scene may be among them.
 
     Raises:
-        UsageError: another evaluation is in `directory`; a baseline that does not exist or cannot act in this world.
+        UsageError: another evaluation is in `directory`; a baseline that does not exist or cannot act in this world; fewer than 0 videos.
         DataError: the policy's contract does not match the world; rows or plan were edited; scenes are shared with training.
     """
+    if videos < 0:
+        raise UsageError(f"videos must be 0 or more, got {videos}")
     policy = agents.find_policy(policy)
     plan = Plan.parse(
         {
@@ -128,6 +132,7 @@ def check_fit(agent: JudgedAgent, world: WorldConfig, plan: Plan) -> None:
     sample = world.build(render=True)
     try:
         agent.check(sample.embodiment)
+        check_limits(agent.embodiment, sample.embodiment)
         for arm in plan.baselines:
             actor_of(arm, agent, sample)
         observation, _ = sample.reset(seed=plan.episode_seed(0))
@@ -135,6 +140,23 @@ def check_fit(agent: JudgedAgent, world: WorldConfig, plan: Plan) -> None:
             _ = observation["images"][name]  # images may be drawn when they are read
     finally:
         sample.close()
+
+
+def check_limits(trained: Embodiment, found: Embodiment) -> None:
+    """Refuse a world in which actions that the policy may take are out of reach: its failures would be the world's.
+
+    `found` may allow more; limits that are not known forbid nothing.
+    """
+    for label, sign in (("low", 1), ("high", -1)):
+        needed, given = getattr(trained.action, label), getattr(found.action, label)
+        if needed is None or given is None:
+            continue
+        for name, unit, wanted, limit in zip(trained.action.names, trained.action.units, needed, given, strict=True):
+            if sign * limit > sign * wanted:
+                raise DataError(
+                    f"robot {found.name!r}: action.{label} of {name} is {limit:g} {unit}, but the policy was trained to reach {wanted:g}; "
+                    "use a world with the limits of the training data"
+                )
 
 
 @contextmanager
