@@ -127,3 +127,15 @@ def test_depth_is_that_of_the_parsed_value(value: object):
 def test_fields_of_every_variant_are_known():
     assert set(known_fields(Drawing, ("shape", "circle"))) == {"kind", "radius", "side"}
     assert models_in(Drawing.model_fields["layers"].annotation) == [Circle]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"\x89PNG\xff\x00", "not a text file in UTF-8"), (b'{"steps": ' + b"9" * 5000 + b"}", "not a config")]
+)
+def test_a_file_of_another_kind_is_one_line(tmp_path, data: bytes, message: str):
+    path = tmp_path / "run.json"
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_object(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

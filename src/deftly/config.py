@@ -55,13 +55,18 @@ def read_object(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: no such file")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise UsageError(f"{path}: {path.stat().st_size} bytes is more than a config may have ({MAX_CONFIG_BYTES})")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a text file in UTF-8 (byte {error.start}); a config is JSON") from None
     if deepest(text) > MAX_CONFIG_DEPTH:
         raise UsageError(f"{path}: JSON nested deeper than {MAX_CONFIG_DEPTH} levels")
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"{path}: not JSON (line {error.lineno}: {error.msg})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UsageError(f"{path}: not a config ({error})") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return values

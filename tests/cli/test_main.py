@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 import deftly
 from deftly.cli import main as cli
+from deftly.training.guard import TrainingError
 from deftly.types import DataError, UsageError
 
 
@@ -87,6 +89,33 @@ def test_a_strange_word_points_to_the_help(capsys):
 def test_mistakes_are_one_line(capsys, raising, error: BaseException, code: int, text: str):
     raising(error)
     assert outcome(capsys, "train") == (code, "", text)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/out"), 2, "/out: Permission denied; change its permissions,"),
+        (FileExistsError(errno.EEXIST, "File exists", Path("/out")), 2, "/out: File exists; check the path,"),
+        (OSError(errno.EROFS, "Read-only file system", b"/out"), 2, "/out: Read-only file system; choose a path on a disk that"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left on device; make room,"),
+        (OSError(errno.EIO, "Input/output error", "a.mp4"), 65, "a.mp4: Input/output error; the disk"),
+        (OSError("two\nlines"), 2, "two lines; check"),
+        (TrainingError("step 3: 5 steps in a row had a non-finite loss"), 70, "step 3: 5 steps in a row had a non-finite loss\n"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_with_a_remedy(capsys, raising, error: Exception, code: int, text: str):
+    raising(error)
+    found, _, err = outcome(capsys, "train")
+    assert found == code
+    assert err.startswith(f"deftly: {text}")
+    assert err.count("\n") == 1
+
+
+def test_a_lost_worker_is_our_own_fault(capsys, raising):
+    raising(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"))
+    code, _, err = outcome(capsys, "train")
+    assert code == 70
+    assert "internal error" in err
 
 
 def test_our_own_faults_are_one_line_too(capsys, raising):

@@ -3,12 +3,13 @@
 Nothing of ours is imported before it is needed, so that `deftly --help` answers at once. A sub-command is a module `deftly.cli.NAME` with
 `main(arguments: list[str]) -> None`, which reads its own flags.
 
-Exit codes: 0 done, 2 usage, 65 bad data, 70 internal, 130 interrupted by Ctrl-C, 143 stopped by SIGTERM after saving.
+Exit codes: 0 done, 2 usage, 65 bad data, 70 internal or training failed, 130 interrupted by Ctrl-C, 143 stopped by SIGTERM after saving.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -22,6 +23,17 @@ COMMANDS = {
     "report": "write a run's page: one self-contained HTML file",
     "doctor": "look at this machine: what works, what does not, how to mend it",
 }
+# What to do about an error of the operating system; the rest is REMEDY.
+REMEDIES = {
+    errno.EACCES: "change its permissions, or choose another path",
+    errno.EPERM: "change its permissions, or choose another path",
+    errno.EROFS: "choose a path on a disk that can be written",
+    errno.ENOSPC: "make room, or choose a path on another disk",
+    errno.EDQUOT: "make room, or choose a path on another disk",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "the disk cannot read or write it: check the disk, or use a copy",
+}
+REMEDY = "check the path, then repeat the command"
 SEE_HELP = "`deftly --help` lists the commands"
 
 
@@ -97,11 +109,18 @@ def usage() -> str:
 
 def explain(error: Exception) -> tuple[str, int]:
     """An error as one line for the user, and its exit code."""
+    from deftly.training.guard import TrainingError
     from deftly.types import UsageError
 
+    text = " ".join(str(error).split())
     if isinstance(error, UsageError):
         return str(error), error.exit_code
-    text = " ".join(str(error).split())
+    if isinstance(error, TrainingError):
+        return text, 70
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):  # a connection is to a process of our own
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        reason = error.strerror or text or type(error).__name__
+        return f"{where}{reason}; {REMEDIES.get(error.errno or 0, REMEDY)}", 65 if error.errno == errno.EIO else 2
     return f"internal error: {type(error).__name__}: {text} (--traceback shows where; it is worth a report)", 70
 
 
