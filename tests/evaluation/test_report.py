@@ -210,3 +210,29 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "text"), [(3.04, "3.0 s"), (75, "1 min 15 s"), (7260, "2 h 01 min")])
 def test_durations_are_spoken(value: float, text: str) -> None:
     assert seconds(value) == text
+
+
+@pytest.mark.parametrize(("policy", "words"), [(0.6, "The policy beats every baseline"), (0.8, "The policy does not beat every baseline")])
+def test_cross_validation_shows_every_fold_and_the_verdict(tmp_path: Path, policy: float, words: str) -> None:
+    storage.write_json(tmp_path / "run.json", {"name": "bridge", "folds": 2})
+    folds = [
+        {"policy": policy - 0.05, "mean_action": 0.71, "repeat_last": 0.77},
+        {"policy": policy + 0.05, "mean_action": 0.73, "repeat_last": 0.75},
+    ]
+    mean = {"policy": policy, "mean_action": 0.72, "repeat_last": 0.76}
+    table = {"folds": folds, "mean": mean, "policy_beats_both_baselines": policy < 0.72, "unit": HOSTILE}
+    storage.write_json(tmp_path / "folds.json", table)
+    page = render(gather(tmp_path))
+    tags = Tags(page)
+    assert words in page
+    assert f"its error is {policy:.3f}, beside mean action 0.720 and repeat last 0.760" in page
+    rows = re.findall(r'<th scope="row">(.*?)</th>', page)
+    assert rows == ["fold 0", "fold 1", "mean"]
+    assert page.count("<td>") == 9
+    assert f"<td>{policy - 0.05:.3f}</td>" in page
+    assert "script" not in {name for name, _ in tags.found}
+    assert "Not judged yet" not in page
+    storage.write_json(tmp_path / "folds.json", {"folds": []})
+    with pytest.raises(DataError, match="not a table of folds") as caught:
+        gather(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ from deftly.evaluation import charts
 from deftly.evaluation.plan import PLAN, Plan, read
 from deftly.evaluation.statistics import Proportion
 from deftly.evaluation.summary import Row, read_rows, summarise, video_path
-from deftly.types import UsageError
+from deftly.types import DataError, UsageError
 
 REPORT = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -85,6 +85,7 @@ def gather(run: Path, evaluation: str | None = None) -> dict[str, Any]:
         "unfinished": unfinished,
         "training": training(run),
         "offline": offline(run / "offline.json"),
+        "folds": folds(run / "folds.json"),
         "facts": facts(run, config, contract, finished[name][0] if name is not None else None),
         "commands": commands(run, config, finished[name][0] if name is not None else None),
     }
@@ -233,10 +234,39 @@ def offline(path: Path) -> list[dict[str, Any]]:
     """Errors on held-out episodes, the smallest first; empty where none were measured."""
     if not path.is_file():
         return []
-    errors = {name: found["l1_per_spread"] for name, found in storage.read_json(path).items()}
+    return bars({name: found["l1_per_spread"] for name, found in storage.read_json(path).items()})
+
+
+def bars(errors: dict[str, float]) -> list[dict[str, Any]]:
+    """Errors as bars, the smallest first."""
     largest = max(errors.values(), default=0.0) or 1.0
     ordered = sorted(errors.items(), key=lambda item: item[1])
     return [{"label": name.replace("_", " "), "text": f"{value:.3f}", "width": 100 * value / largest} for name, value in ordered]
+
+
+def folds(path: Path) -> dict[str, Any] | None:
+    """What cross-validation found: the mean as bars, every fold as a row, the verdict; None for a run without folds."""
+    if not path.is_file():
+        return None
+    try:
+        table = storage.read_json(path)
+        mean, wins, unit = table["mean"], table["policy_beats_both_baselines"], table["unit"]
+        names = sorted(mean, key=lambda name: mean[name])
+        rows = [{"label": f"fold {index}", "values": [f"{fold[name]:.3f}" for name in names]} for index, fold in enumerate(table["folds"])]
+        policy_wins = sum(fold["policy"] == min(fold.values()) for fold in table["folds"])
+        others = [f"{name.replace('_', ' ')} {mean[name]:.3f}" for name in names if name != "policy"]
+        found = f"in the mean over {len(rows)} folds its error is {mean['policy']:.3f}, beside {' and '.join(others)}"
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: not a table of folds ({type(error).__name__}: {error}); train again with --resume to write it") from None
+    return {
+        "bars": bars(mean),
+        "names": [name.replace("_", " ") for name in names],
+        "rows": [*rows, {"label": "mean", "values": [f"{mean[name]:.3f}" for name in names]}],
+        "verdict": f"The policy {'beats' if wins else 'does not beat'} every baseline on episodes that it has not seen: {found}.",
+        "wins": bool(wins),
+        "count": f"It has the smallest error in {policy_wins} of {len(rows)} folds.",
+        "unit": str(unit),
+    }
 
 
 def seconds(value: float) -> str:
