@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import resource
 import shutil
 import signal
 
@@ -175,6 +176,20 @@ def test_a_deletion_that_is_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch
             Checkpoints(tmp_path, 1).prune(best=None)
     assert checkpoints.steps() == [10]
     checkpoints.sweep(pytest.fail)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_the_disk_refuses_is_an_os_error(tmp_path):
+    checkpoints, big = saved(tmp_path, [5]), snapshot(10)
+    big.objective["policy.w"] = torch.zeros(100_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoints.save(big, {"w": torch.zeros(2)}, write_policy, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert checkpoints.steps() == [5]
     assert not list(tmp_path.glob(".*"))
 
 

@@ -78,7 +78,10 @@ class Checkpoints:
         A crash at any moment leaves the one before or this one; pointers that lag behind are set right by `settle`.
         """
         path = self.path(snapshot.step)
-        storage.commit(path, lambda directory: fill(directory, snapshot, policy, write_policy), about())
+        try:
+            storage.commit(path, lambda directory: fill(directory, snapshot, policy, write_policy), about())
+        except safetensors.SafetensorError as error:  # its name for a disk that refuses: it is no OSError
+            raise OSError(str(error)) from None
         self.settle(best)
         self.prune(best)
         return path
