@@ -83,3 +83,14 @@ def test_small_without_effect_is_refused(tmp_path: Path) -> None:
 def test_a_run_without_held_out_episodes_says_that_nothing_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     print_summary({"steps": 3}, tmp_path)
     assert "no episode was held out" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("flags", [["--training.steps", "0"], ["--training.stepz", "3"], ["--seed", "many"]])
+def test_a_wrong_field_is_one_line(flags: list[str]) -> None:
+    with pytest.raises(UsageError, match="command line: ") as caught:
+        override(RECIPES["demo"](True), flags)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "│" not in line
+    assert "http" not in line
+    assert flags[0].lstrip("-").split(".")[-1] in line

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib.util
 import inspect
+import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -104,8 +107,22 @@ def override(run: Run, fields: list[str]) -> Run:
     """`run` with leaves changed from the command line; unions keep the variant that the recipe chose."""
     if not fields:
         return run
-    changed = tyro.cli(Run, args=fields, default=run, prog="deftly train NAME", config=(tyro.conf.AvoidSubcommands,))
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            changed = tyro.cli(Run, args=fields, default=run, prog="deftly train NAME", config=(tyro.conf.AvoidSubcommands,))
+    except SystemExit as ended:
+        if ended.code in (0, None):
+            raise
+        raise UsageError(f"command line: {plain_words(printed.getvalue())}; `deftly train NAME --fields` lists every field") from None
     return Run.parse(changed.to_dict(), where="command line")
+
+
+def plain_words(box: str) -> str:
+    """One line out of the framed error that tyro prints: its first sentences, without frame, colours and web addresses."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+|https?://\S+|For further information visit|For full helptext.*", " ", box)
+    words = " ".join(text.split()).removeprefix("Parsing error ").strip()
+    return words if len(words) <= 300 else words[:297] + "..."
 
 
 def print_summary(summary: dict[str, Any], directory: Path) -> None:
