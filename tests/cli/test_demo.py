@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from deftly.cli import demo
-from deftly.sim import render
+from deftly.sim import opengl
 from deftly.types import UsageError
 
 
@@ -33,7 +33,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple]:
         (directory / "checkpoints" / "step-00000001").mkdir(parents=True, exist_ok=True)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(render, "probe", lambda: None)
+    monkeypatch.setattr(opengl, "probe", lambda: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=90e9))
     monkeypatch.delenv("DEFTLY_CACHE", raising=False)
     monkeypatch.setattr(demo, "generate", generate)
@@ -82,13 +82,26 @@ def test_kept_demonstrations_are_said(calls, monkeypatch, capsys):
 
 def test_a_machine_that_cannot_draw_says_so_before_anything_is_written(calls, monkeypatch, tmp_path):
     def fail() -> None:
-        raise render.RenderingUnavailable(f"no libEGL; remedy: {render.REMEDY}")
+        raise opengl.RenderingUnavailable(f"no libEGL; remedy: {opengl.REMEDY}")
 
-    monkeypatch.setattr(render, "probe", fail)
+    monkeypatch.setattr(opengl, "probe", fail)
     with pytest.raises(UsageError, match="apt-get install"):
         demo.main([])
     assert calls == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_without_libegl_gets_one_line(tmp_path):
+    """There `import mujoco` itself fails, with an AttributeError of PyOpenGL: that must not be what the user sees."""
+    (tmp_path / "mujoco").mkdir()
+    (tmp_path / "mujoco" / "__init__.py").write_text("raise AttributeError(\"'NoneType' object has no attribute 'eglQueryString'\")\n")
+    environment = {name: value for name, value in os.environ.items() if name != "DEFTLY_RENDERING_WORKS"} | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "deftly.cli.main", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(opengl.REMEDY)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "datasets").exists()
 
 
 def test_nothing_to_judge_is_refused_before_the_first_step(calls):

@@ -15,10 +15,10 @@ from packaging.requirements import Requirement
 from deftly.cli import demo, doctor
 from deftly.cli.doctor import Finding
 from deftly.data.store import FREE_SHARE
-from deftly.sim import render
+from deftly.sim import opengl
 
 FINE = [Finding("python", "ok", "3.11"), Finding("disk", "ok", "9 GB")]
-BROKEN = Finding("rendering", "fail", "no EGL", render.REMEDY)
+BROKEN = Finding("rendering", "fail", "no EGL", opengl.REMEDY)
 TIGHT = Finding("memory", "warn", "2 GB", "close other programs")
 
 
@@ -51,7 +51,7 @@ def test_plain_columns_carry_the_remedy(capsys):
     doctor.show([*FINE, BROKEN])
     out = capsys.readouterr().out
     assert "fail  rendering  no EGL\n" in out
-    assert f"-> {render.REMEDY}" in out
+    assert f"-> {opengl.REMEDY}" in out
     assert "\x1b" not in out
 
 
@@ -111,11 +111,11 @@ def test_a_gpu_is_described(monkeypatch):
 
 def test_no_opengl_names_the_one_line(monkeypatch):
     def fail() -> None:
-        raise render.RenderingUnavailable(f"rendering fails (no libEGL); remedy: {render.REMEDY}")
+        raise opengl.RenderingUnavailable(f"rendering fails (no libEGL); remedy: {opengl.REMEDY}")
 
-    monkeypatch.setattr(render, "probe", fail)
+    monkeypatch.setattr(opengl, "probe", fail)
     finding = doctor.rendering()
-    assert finding == Finding("rendering", "fail", "rendering fails (no libEGL)", render.REMEDY)
+    assert finding == Finding("rendering", "fail", "rendering fails (no libEGL)", opengl.REMEDY)
     assert finding.remedy.startswith("apt-get install -y ")
 
 

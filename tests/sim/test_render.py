@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from deftly.sim import render
+from deftly.sim import opengl
 from deftly.sim.expert import Expert
 from deftly.sim.randomization import RandomizationConfig
 from deftly.sim.tabletop import Tabletop, TabletopConfig
@@ -127,8 +127,8 @@ def test_strong_is_stronger_everywhere() -> None:
 def test_no_rendering_is_one_line_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.setenv("PYOPENGL_PLATFORM", "egl")
-    with pytest.raises(render.RenderingUnavailable, match=r"MUJOCO_GL=osmesa fails.*apt-get install -y libegl1") as caught:
-        render.probe()
+    with pytest.raises(opengl.RenderingUnavailable, match=r"MUJOCO_GL=osmesa fails.*apt-get install -y libegl1") as caught:
+        opengl.probe()
     assert "\n" not in str(caught.value)
 
 
@@ -138,8 +138,17 @@ def test_the_process_ends_quietly_after_drawing() -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_mujoco_that_cannot_be_loaded_has_the_same_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "deftly.sim.physics", None)
+@pytest.mark.parametrize("error", [ImportError("libEGL.so.1"), AttributeError("'NoneType' object has no attribute 'eglQueryString'")])
+def test_a_mujoco_that_cannot_be_loaded_has_the_same_remedy(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Without libEGL it is PyOpenGL's AttributeError that comes out of `import mujoco`."""
+
+    class Finder:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "deftly.sim.physics":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "deftly.sim.physics", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     with pytest.raises(UsageError, match="mujoco cannot be loaded") as caught:
         TabletopConfig().build(render=False)
-    assert str(caught.value).endswith(render.REMEDY)
+    assert str(caught.value).endswith(opengl.REMEDY)

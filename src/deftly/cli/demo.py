@@ -114,7 +114,7 @@ def frame_bytes(run: Run, demonstrations: int) -> int:
 
 def generate_for(run: Run, demonstrations: int, workers: int) -> None:
     """The demonstrations that `run` trains on. Rendering is tried first: a machine that cannot draw says so before anything is written."""
-    from deftly.sim.render import probe
+    from deftly.sim.opengl import probe
 
     assert run.world is not None
     probe()

@@ -132,12 +132,12 @@ def _torch_requirement() -> str:
 
 def rendering() -> Finding:
     """Draws one frame in a subprocess: a broken driver may end the process."""
-    from deftly.sim import render
+    from deftly.sim import opengl
 
     try:
-        render.probe()
-    except render.RenderingUnavailable as error:
-        return Finding("rendering", "fail", str(error).partition("; remedy: ")[0], render.REMEDY)
+        opengl.probe()
+    except opengl.RenderingUnavailable as error:
+        return Finding("rendering", "fail", str(error).partition("; remedy: ")[0], opengl.REMEDY)
     return Finding("rendering", "ok", f"MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}")
 
 

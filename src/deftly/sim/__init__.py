@@ -8,5 +8,3 @@ import sys
 
 if sys.platform.startswith("linux"):
     os.environ.setdefault("MUJOCO_GL", "egl")  # drawing without a display; mujoco reads it once, while it is imported
-
-REMEDY = "apt-get install -y libegl1 libopengl0 libgl1-mesa-dri"  # what drawing without a display needs of the system

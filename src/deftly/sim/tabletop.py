@@ -11,7 +11,8 @@ import pydantic
 from deftly.config import Config
 from deftly.contract import Embodiment
 from deftly.randomness import generator
-from deftly.sim import REMEDY, language, robot
+from deftly.sim import language, robot
+from deftly.sim.opengl import REMEDY
 from deftly.sim.randomization import RandomizationConfig, sample_appearance
 from deftly.sim.scene import COLOURS, MAX_OBJECTS, TYPES, Scene, sample_scene
 from deftly.types import Observation, UsageError, World
@@ -73,7 +74,7 @@ class Tabletop(World):
     def __init__(self, config: TabletopConfig, *, render: bool = True) -> None:
         try:
             from deftly.sim.physics import Physics  # mujoco is loaded with the first world, not with its config
-        except ImportError as error:  # also when MUJOCO_GL names a library that is not installed
+        except (ImportError, AttributeError) as error:  # the latter is how PyOpenGL says that there is no libEGL
             raise UsageError(f"mujoco cannot be loaded ({error}); remedy: pip install mujoco, or {REMEDY}") from error
 
         self.config = config
