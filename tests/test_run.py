@@ -154,3 +154,5 @@ def test_choices_that_cannot_be() -> None:
     run = RECIPES["imitate"](True)
     with pytest.raises(UsageError, match="executed_steps 17 is more than the chunk of 16"):
         run.replace(executed_steps=17)
+    with pytest.raises(UsageError, match="judged offline"):
+        RECIPES["demo"](True).replace(folds=2)

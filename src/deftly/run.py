@@ -51,9 +51,11 @@ class Run(Config):
     """Cross-validation: train this many policies, each without one share of the episodes, and report the mean offline error."""
 
     @pydantic.model_validator(mode="after")
-    def check_steps(self) -> Run:
+    def check_fields(self) -> Run:
         if self.executed_steps > self.data.window.chunk:
             raise ValueError(f"executed_steps {self.executed_steps} is more than the chunk of {self.data.window.chunk} actions")
+        if self.folds is not None and self.world is not None:
+            raise ValueError("a run with folds is judged offline: set world to null, or leave folds out")
         return self
 
 

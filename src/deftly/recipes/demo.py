@@ -2,6 +2,9 @@
 
     deftly demo                       generate, train, evaluate, report
     deftly train demo                 this page alone, on datasets/demo
+
+Expected on two CPU cores at 2.5 GHz, with the 900 demonstrations of `deftly demo`: 259 s of training, held-out loss 0.075, 87/100 [79, 92]
+unseen scenes, and 90/100 [83, 94] others (docs/log.md).
 """
 
 from __future__ import annotations

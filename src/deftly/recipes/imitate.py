@@ -2,9 +2,9 @@
 
     deftly train imitate --data.path DIR
 
-Expected: validation loss falls below the "mean action" and "repeat the last action" baselines, which are printed at the end. There is no
-world, so nothing is said about success: that needs your robot. Time grows with `--training.steps`; 5000 steps of 64 windows take about
-half an hour on two CPU cores at one 96 px camera, minutes on a GPU.
+At the end the error on held-out episodes is printed beside two baselines, the mean action and the last action repeated: a policy that does
+not beat both has learnt nothing that your robot needs. There is no world, so nothing is said about success: that takes your robot. Time
+depends on your cameras and grows with `--training.steps`; the rate and the time left are shown from the first steps on.
 """
 
 from __future__ import annotations
