@@ -4,6 +4,7 @@
 #   make check    ruff, pyright, the layer rules
 #   make test     what CI runs
 #   make proof    the slow evidence: kill matrices, other people's readers
+#   make mutants  disables each guard: its test must fail
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -22,7 +23,7 @@ TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] 
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 8 ? 8 : n)))
 DEMO_FLAGS ?=
 
-.PHONY: help setup demo check test proof clean
+.PHONY: help setup demo check test proof mutants clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -55,6 +56,9 @@ test: setup
 proof: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m slow --durations=10
 	scripts/judge_lerobot.sh
+
+mutants: setup
+	$(BIN)/python scripts/mutants.py --jobs $(JOBS)
 
 # The environment, not your datasets and runs.
 clean:
