@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deftly.data.dataset import Dataset, decode_image
+from deftly.data.dataset import Dataset
+from deftly.data.images import decode_image
 from deftly.data.tables import read_table, read_tasks, to_numpy
 from deftly.types import DataError
 from recordings import episode, png, write

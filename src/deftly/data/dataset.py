@@ -6,9 +6,7 @@ Opening checks the tables against each other; values and pixels are read when th
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 
 from deftly import storage
 from deftly.contract import Embodiment
 from deftly.data import video
+from deftly.data.images import decode_image
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, Info, embodiment_of, fill_path, read_info
 from deftly.data.tables import EpisodeTable, open_parquet, read_columns, read_episodes, read_tasks, to_numpy
 from deftly.types import DataError
@@ -210,23 +208,6 @@ class Dataset:
             value = column[place[int(index)]].as_py()
             images[i] = decode_image((value or {}).get("bytes"), height, width, f"{path}: episode {episode} frame {index} of {key!r}")
         return images
-
-
-def decode_image(data: bytes | None, height: int, width: int, where: str) -> np.ndarray:
-    """A PNG or JPEG as uint8 [h w 3]; a `DataError` when it is broken or of another size (found out before it is decoded)."""
-    if not data:
-        raise DataError(f"{where}: the image holds no bytes; images must be embedded in the parquet file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                if image.size != (width, height):
-                    raise DataError(f"{where}: is {image.size[1]} x {image.size[0]}, expected {height} x {width}")
-                return np.asarray(image.convert("RGB"))
-    except DataError:
-        raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
-        raise DataError(f"{where}: cannot be decoded ({error})") from None
 
 
 def _groups_of(file: pq.ParquetFile, episode: int) -> list[int]:

@@ -1,13 +1,17 @@
-"""The one way from a camera's image to the square that a policy sees. Frame store and agent both use it, so both see the same bits.
+"""Encoded images to pixels, and the one way from a camera's image to the square that a policy sees. Frame store and agent both use
+that one, so both see the same bits.
 
 What does not belong here: augmentation (`augment.py`) and video (`video.py`).
 """
 
 from __future__ import annotations
 
+import io
+import warnings
+
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from deftly.types import DataError
 
@@ -48,3 +52,20 @@ def check_image(image: np.ndarray, what: str) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         raise DataError(f"{what}: expected uint8 [height width 3] (RGB, as recorded), found {found}")
+
+
+def decode_image(data: bytes | None, height: int, width: int, where: str) -> np.ndarray:
+    """A PNG or JPEG as uint8 [h w 3]; a `DataError` when it is broken or of another size (found out before it is decoded)."""
+    if not data:
+        raise DataError(f"{where}: the image holds no bytes; images must be embedded in the parquet file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                if image.size != (width, height):
+                    raise DataError(f"{where}: is {image.size[1]} x {image.size[0]}, expected {height} x {width}")
+                return np.asarray(image.convert("RGB"))
+    except DataError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
+        raise DataError(f"{where}: cannot be decoded ({error})") from None

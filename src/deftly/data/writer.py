@@ -20,8 +20,8 @@ from deftly import storage
 from deftly.contract import Embodiment
 from deftly.data import statistics as stats
 from deftly.data import video
-from deftly.data.dataset import decode_image
 from deftly.data.files import DataFiles, VideoFiles, arrow_schema, arrow_table
+from deftly.data.images import decode_image
 from deftly.data.metadata import write_metadata
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, IMAGES, STATE, Feature, Storage, features_of
 from deftly.data.video import VideoClip
