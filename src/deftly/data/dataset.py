@@ -155,6 +155,15 @@ class Dataset:
         """The parquet files that hold rows, in order of first use."""
         return list(self._episodes.data_files(self.root, self.info))
 
+    def data_path(self, episode: int) -> Path:
+        """The parquet file that holds the rows of an episode; whether it is there is another question."""
+        return self._episodes.data_path(self.root, self.info, episode)
+
+    def video_place(self, episode: int, camera: str) -> tuple[Path, float]:
+        """The mp4 file that holds an episode of a camera, and the time in it, in seconds, of the episode's first frame."""
+        key = self._camera_keys[camera]
+        return self._video_path(key, episode), float(self._episodes.videos[key].start_s[episode])
+
     def video_files(self) -> list[Path]:
         """Every mp4 that an episode refers to, camera by camera."""
         return [path for key in self._episodes.videos for path in self.video_places(key).values()]

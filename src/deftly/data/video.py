@@ -85,6 +85,19 @@ def probe(path: Path, fps: float) -> ClipInfo:
         )
 
 
+def packet_times(path: Path) -> np.ndarray:
+    """The times in seconds of all frames of a file, float64, sorted, without decoding any; a `DataError` when it is no whole video."""
+    with _open(path) as container:
+        stream = _stream(container, path)
+        try:
+            times = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None and not packet.is_corrupt]
+        except FFmpegError as error:
+            raise _broken(path, error) from None
+        if not times or stream.time_base is None:
+            raise DataError(f"{path}: the video holds no frames; the file is truncated or not a video")
+        return np.sort(np.array(times, dtype=np.float64)) * float(stream.time_base)
+
+
 class VideoWriter:
     """One mp4 file, either of frames that are encoded here or of copied clips; episodes follow each other on the frame grid.
 
