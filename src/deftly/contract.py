@@ -48,6 +48,34 @@ class Vector(Config):
         return len(self.names)
 
 
+class Mirror(Config):
+    """What the robot's world becomes when left and right change places: mirrored[i] = sign[i] * recorded[order[i]], in raw units.
+
+    Declared, never guessed: which axis is lateral and which joints swap sides is knowledge about a robot. Doing it twice changes nothing.
+    """
+
+    state_order: tuple[int, ...]
+    state_sign: tuple[Literal[-1, 1], ...]
+    action_order: tuple[int, ...]
+    action_sign: tuple[Literal[-1, 1], ...]
+    cameras: dict[str, str]
+    """Camera -> the camera whose flipped image it shows: itself where it sits on the plane of symmetry, a left one's right partner."""
+
+    @pydantic.model_validator(mode="after")
+    def check_twice_is_nothing(self) -> Mirror:
+        for label in ("state", "action"):
+            order, sign = getattr(self, f"{label}_order"), getattr(self, f"{label}_sign")
+            if sorted(order) != list(range(len(order))) or len(sign) != len(order):
+                raise ValueError(f"{label}_order must name every dimension once, and {label}_sign give each its sign")
+            for i, other in enumerate(order):
+                if order[other] != i or sign[other] != sign[i]:
+                    raise ValueError(f"mirroring {label} dimensions {i} and {other} twice must give back what was there")
+        for name, other in self.cameras.items():
+            if self.cameras.get(other) != name:
+                raise ValueError(f"cameras: {name!r} shows {other!r}, so {other!r} must show {name!r}")
+        return self
+
+
 class Embodiment(Config):
     """A robot with its cameras, state, action space and rate."""
 
@@ -57,6 +85,26 @@ class Embodiment(Config):
     state: Vector
     action: Vector
     action_kind: ActionKind = "unspecified"
+    mirror: Mirror | None = None
+    """Where it is declared, an episode may be shown mirrored in training (`data/mirror.py`)."""
+
+    @pydantic.model_validator(mode="after")
+    def check_mirror(self) -> Embodiment:
+        if self.mirror is None:
+            return self
+        for label, order, vector in (
+            ("state", self.mirror.state_order, self.state),
+            ("action", self.mirror.action_order, self.action),
+        ):
+            if len(order) != len(vector):
+                raise ValueError(f"mirror: {label}_order has {len(order)} entries for {len(vector)} dimensions")
+        sizes = {camera.name: (camera.height, camera.width, camera.role) for camera in self.cameras}
+        if set(self.mirror.cameras) != set(sizes):
+            raise ValueError(f"mirror: cameras are {', '.join(self.mirror.cameras)}, the robot's are {', '.join(sizes)}")
+        for name, other in self.mirror.cameras.items():
+            if sizes[name] != sizes[other]:
+                raise ValueError(f"mirror: cameras {name!r} and {other!r} show each other's image and differ in size or role")
+        return self
 
     def camera(self, name: str) -> Camera:
         for camera in self.cameras:

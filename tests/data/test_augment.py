@@ -4,8 +4,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deftly.data.augment import (
     GRAY,
@@ -14,7 +12,6 @@ from deftly.data.augment import (
     apply_colour,
     augment_colour,
     colour_maps,
-    copy_shifted,
     draw_shifts,
     noise_levels,
 )
@@ -31,15 +28,6 @@ def batch_of(images: dict[str, torch.Tensor], key: torch.Tensor) -> Batch:
     batch = random_batch(len(key))
     batch.key, batch.images = key, images
     return batch
-
-
-@given(st.integers(1, 7), st.integers(1, 7), st.integers(-9, 9), st.integers(-9, 9))
-def test_a_shift_reads_clamped_coordinates(height, width, dy, dx):
-    source = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    target = np.full_like(source, 77)
-    copy_shifted(source, target, dy, dx)
-    y, x = (np.clip(np.arange(size) + shift, 0, size - 1) for size, shift in ((height, dy), (width, dx)))
-    assert np.array_equal(target, source[y][:, x])
 
 
 def test_shifts_are_uniform_counted_and_differ_between_cameras():

@@ -167,7 +167,7 @@ def test_wrist_cameras_are_only_shifted_on_request(windows):
     off = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
     plain = windows.frames.store.frames
     for shift_wrist in (False, True):
-        batch = loader(windows, batch_size=21, augmentation=AugmentConfig(**off, shift_pixels=3, shift_wrist=shift_wrist)).next()
+        batch = loader(windows, batch_size=21, augmentation=AugmentConfig(**off, shift_pixels=3, geometry_on_wrist=shift_wrist)).next()
         moved = {
             name: sum(not np.array_equal(image[i, -1].permute(1, 2, 0).numpy(), plain[name][row]) for i, row in enumerate(rows(batch)))
             for name, image in batch.images.items()

@@ -1,10 +1,10 @@
 """Image augmentation, counted: every draw is a function of a sample's key, so it depends on no worker, device or batch size.
 
 Photometric (pixels only): brightness, contrast, saturation and hue are one affine map of colour space, so they are fused into one 3x4
-matrix per sample and camera, applied on the training device after transfer. Geometric: a random shift of a few pixels with the edge
-repeated (Yarats et al., "Image Augmentation Is All You Need", ICLR 2021), done while frames are copied out of the store. It is small enough
-to leave actions as they are, and is withheld from wrist cameras, whose pixels are tied to the gripper. All frames of a window share their
-parameters.
+matrix per sample and camera, applied on the training device after transfer. Geometric (`warp.py`, while frames are copied out of the
+store): crop, rotation and a shift of a few pixels (Yarats et al., "Image Augmentation Is All You Need", ICLR 2021) leave the action as it
+is, which holds approximately while they are small, and are withheld from wrist cameras; the mirror comes with its exact map of state,
+action, cameras and words (`mirror.py`). All frames of a window share their parameters.
 
 Letters: b batch, t frames, h w pixels.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import replace
+from typing import Annotated
 
 import numpy as np
 import pydantic
@@ -31,6 +32,10 @@ GROUP = 4  # pixels per row of the colour product: 12 numbers fill a vector regi
 CHUNK = 4  # samples per pass on a CPU: their float copies stay in the cache
 ROUNDING = 2.0**23  # adding it to a float in [0, 255] leaves the nearest integer in the low bits
 NOISE_BANK = 1 << 20
+CROP_MARGIN = 1.15
+
+Share = Annotated[float, pydantic.Field(ge=0.1, le=1)]
+Ratio = Annotated[float, pydantic.Field(ge=0.5, le=2)]
 
 
 class AugmentConfig(Config):
@@ -48,8 +53,32 @@ class AugmentConfig(Config):
     """Standard deviation of white noise, as a share of full scale."""
     shift_pixels: int = pydantic.Field(default=2, ge=0)
     """Largest shift in pixels of the policy's image, both axes."""
-    shift_wrist: bool = False
-    """Whether wrist cameras are shifted too."""
+    crop_scale: tuple[Share, Share] = (1.0, 1.0)
+    """Smallest and largest share of the image's area that is cut out and shown at full size; frames are then stored larger."""
+    crop_ratio: tuple[Ratio, Ratio] = (1.0, 1.0)
+    """Narrowest and widest crop: width over height, drawn evenly on a logarithmic scale."""
+    rotation_degrees: float = pydantic.Field(default=0.0, ge=0, le=10)
+    """Largest turn to either side. The action is not turned with it, so more than 10 degrees would teach a wrong direction."""
+    geometry_on_wrist: bool = False
+    """Whether shift, crop and rotation apply to wrist cameras too. The mirror always does."""
+    mirror: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of samples shown with left and right exchanged: image, state, action, words. Needs an embodiment that declares its mirror."""
+
+    @pydantic.model_validator(mode="after")
+    def check_ranges(self) -> AugmentConfig:
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} is a range from the smaller to the larger number, got {low} .. {high}")
+        return self
+
+    @property
+    def crops(self) -> bool:
+        return self.crop_scale[0] < 1 or self.crop_ratio != (1, 1)
+
+    def stored_size(self, size: int) -> int:
+        """Side of the frames to store for a policy that sees `size` pixels: 15 % larger where they are cropped: a crop has pixels then."""
+        return math.ceil(size * CROP_MARGIN) if self.crops else size
 
     @property
     def changes_colour(self) -> bool:
@@ -62,23 +91,6 @@ OFF = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, noise=0, shif
 def draw_shifts(key: Int64[Tensor, "b"], cameras: int, pixels: int) -> Int64[np.ndarray, "cameras b 2"]:
     """(dy, dx) of each camera and sample, uniform in -pixels .. pixels."""
     return integers(key.cpu(), "augment.shift", -pixels, pixels + 1, (cameras, 2)).transpose(0, 1).numpy()
-
-
-def copy_shifted(source: UInt8[np.ndarray, "... h w 3"], target: UInt8[np.ndarray, "... h w 3"], dy: int, dx: int) -> None:
-    """target[y, x] = source[y + dy, x + dx], indices clamped to the image: the edge is repeated."""
-    height, width = source.shape[-3:-1]
-    dy, dx = max(-height + 1, min(height - 1, dy)), max(-width + 1, min(width - 1, dx))
-    top, bottom = max(0, -dy), height - max(0, dy)
-    left, right = max(0, -dx), width - max(0, dx)
-    target[..., top:bottom, left:right, :] = source[..., top + dy : bottom + dy, left + dx : right + dx, :]
-    if left:
-        target[..., top:bottom, :left, :] = target[..., top:bottom, left : left + 1, :]
-    if right < width:
-        target[..., top:bottom, right:, :] = target[..., top:bottom, right - 1 : right, :]
-    if top:
-        target[..., :top, :, :] = target[..., top : top + 1, :, :]
-    if bottom < height:
-        target[..., bottom:, :, :] = target[..., bottom - 1 : bottom, :, :]
 
 
 def colour_maps(

@@ -86,7 +86,7 @@ class Frames:
         shifts = draw_shifts(key, len(cameras), pixels) if pixels else [None] * len(cameras)
         images = {}
         for name, shift in zip(cameras, shifts, strict=True):
-            is_moved = augmentation.shift_wrist or self.contract.embodiment.camera(name).role != "wrist"
+            is_moved = augmentation.geometry_on_wrist or self.contract.embodiment.camera(name).role != "wrist"
             images[name] = torch.from_numpy(self.store.gather(name, seen, shift if is_moved else None))
         return images
 

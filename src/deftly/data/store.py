@@ -25,8 +25,8 @@ from jaxtyping import Int64, UInt8
 
 from deftly import storage
 from deftly.contract import fingerprint
-from deftly.data.augment import copy_shifted
 from deftly.data.images import check_image, resize_with_pad
+from deftly.data.warp import copy_shifted
 from deftly.progress import Progress
 from deftly.sim import processes
 from deftly.types import DataError, UsageError

@@ -7,7 +7,7 @@ along the table's y axis. The tip is the point between the finger pads.
 
 from __future__ import annotations
 
-from deftly.contract import Camera, CameraRole, Embodiment, Vector
+from deftly.contract import Camera, CameraRole, Embodiment, Mirror, Vector
 from deftly.sim.scene import SHAPES
 from deftly.types import UsageError
 
@@ -29,6 +29,7 @@ HEAD_POSITION = (0.88, 0.0, 0.60)
 HEAD_LOOK_AT = (0.465, 0.0, 0.070)
 HEAD_FOV_DEG = 40.0
 WRIST_FOV_DEG = 75.0
+LATERAL = ("base_yaw", "forearm_roll", "tool_roll", "tip_y")  # what changes sign when y does; arm, table and both cameras are symmetric
 
 
 def embodiment(image_size: int, cameras: tuple[str, ...]) -> Embodiment:
@@ -37,21 +38,29 @@ def embodiment(image_size: int, cameras: tuple[str, ...]) -> Embodiment:
     if unknown:
         raise UsageError(f"the tabletop robot has no camera {unknown[0]!r}; it has {', '.join(CAMERAS)}")
     roles: dict[str, CameraRole] = {"head": "scene", "wrist": "wrist"}
+    state, action = (*JOINTS, "tip_x", "tip_y", "tip_z", "gripper_opening"), ("tip_x", "tip_y", "tip_z", "gripper")
     return Embodiment(
         name="deftly_tabletop",
         rate_hz=RATE_HZ,
         cameras=tuple(Camera(name=name, height=image_size, width=image_size, role=roles[name]) for name in cameras),
         state=Vector(
-            names=(*JOINTS, "tip_x", "tip_y", "tip_z", "gripper_opening"),
+            names=state,
             units=("rad",) * 6 + ("m",) * 3 + ("fraction",),
         ),
         action=Vector(
-            names=("tip_x", "tip_y", "tip_z", "gripper"),
+            names=action,
             units=("m", "m", "m", "fraction"),
             low=(*WORKSPACE_LOW, 0.0),
             high=(*WORKSPACE_HIGH, 1.0),
         ),
         action_kind="end_effector_target",
+        mirror=Mirror(
+            state_order=tuple(range(len(state))),
+            state_sign=tuple(-1 if name in LATERAL else 1 for name in state),
+            action_order=tuple(range(len(action))),
+            action_sign=tuple(-1 if name in LATERAL else 1 for name in action),
+            cameras={name: name for name in cameras},
+        ),
     )
 
 

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from deftly.contract import Camera, Embodiment, Mirror, Vector
+from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
+from deftly.sim import robot
+from deftly.types import UsageError
+
+PAIR = Mirror(
+    state_order=(1, 0, 2), state_sign=(-1, -1, 1), action_order=(0, 1), action_sign=(1, -1), cameras={"left": "right", "right": "left"}
+)
+
+
+def two_handed(**changes: object) -> Embodiment:
+    values = {
+        "name": "two-handed",
+        "rate_hz": 10,
+        "cameras": tuple(Camera(name=name, height=8, width=8) for name in ("left", "right")),
+        "state": Vector(names=("left_y", "right_y", "z"), units=("m",) * 3),
+        "action": Vector(names=("x", "y"), units=("m",) * 2),
+        "mirror": PAIR,
+    }
+    return Embodiment.parse({**values, **changes}, "test")
+
+
+def test_twice_is_nothing_and_shapes_and_types_stay():
+    draw = np.random.default_rng(0)
+    state, action = draw.normal(size=(4, 2, 3)).astype(np.float32), draw.normal(size=(4, 5, 2)).astype(np.float32)
+    assert np.array_equal(mirror_state(mirror_state(state, PAIR), PAIR), state)
+    assert np.array_equal(mirror_action(mirror_action(action, PAIR), PAIR), action)
+    assert mirror_state(state, PAIR).dtype == np.float32
+    assert np.array_equal(mirror_state(np.array([1.0, 2.0, 3.0]), PAIR), [-2, -1, 3])
+    assert np.array_equal(mirror_action(np.array([1.0, 2.0]), PAIR), [1, -2])
+
+
+def test_draws_belong_to_the_sample():
+    key = torch.arange(5000)
+    mirrored = draw_mirrored(key, 0.3)
+    assert abs(mirrored.mean() - 0.3) < 0.02
+    assert np.array_equal(mirrored[100:200], draw_mirrored(key[100:200], 0.3))
+    assert not draw_mirrored(key, 0).any()
+    assert draw_mirrored(key, 1).all()
+    assert (mirrored <= draw_mirrored(key, 0.6)).all(), "a larger share keeps the smaller one's samples"
+
+
+def test_an_embodiment_takes_a_mirror_that_fits():
+    assert two_handed().mirror == PAIR
+    assert Embodiment.parse(two_handed().to_dict(), "round trip") == two_handed()
+    assert two_handed(mirror=None).mirror is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state_order": (1, 2, 0)}, "twice"),
+        ({"state_order": (0, 0, 2)}, "every dimension once"),
+        ({"state_sign": (-1, 1, 1)}, "twice"),
+        ({"state_sign": (-1, -2, 1)}, "state_sign"),
+        ({"action_sign": (1,)}, "each its sign"),
+        ({"cameras": {"left": "right", "right": "right"}}, "must show"),
+        ({"cameras": {"left": "left"}}, "the robot's are left, right"),
+        ({"action_order": (0, 1, 2), "action_sign": (1, 1, 1)}, "3 entries for 2 dimensions"),
+    ],
+)
+def test_a_mirror_that_is_none_is_refused(change: dict, message: str):
+    with pytest.raises(UsageError, match=message):
+        two_handed(mirror={**PAIR.to_dict(), **change})
+
+
+def test_cameras_that_show_each_other_are_alike():
+    cameras = (Camera(name="left", height=8, width=8), Camera(name="right", height=9, width=8))
+    with pytest.raises(UsageError, match="differ in size or role"):
+        two_handed(cameras=cameras)
+
+
+def test_the_tabletop_robot_declares_its_mirror_for_any_choice_of_cameras():
+    for cameras in (("head",), ("head", "wrist")):
+        body = robot.embodiment(32, cameras)
+        assert body.mirror is not None
+        assert set(body.mirror.cameras) == set(cameras)
+        flipped = [name for name, sign in zip(body.state.names, body.mirror.state_sign, strict=True) if sign < 0]
+        assert flipped == ["base_yaw", "forearm_roll", "tool_roll", "tip_y"]
+        assert body.mirror.action_sign == (1, -1, 1, 1)
