@@ -105,3 +105,35 @@ def test_an_unknown_camera_names_the_known_ones():
 def test_an_empty_window_is_refused(field: str):
     with pytest.raises(UsageError, match=field):
         Window.parse({field: 0}, where="test")
+
+
+def test_a_contract_of_one_robot_has_the_robots_own_sizes_and_cameras():
+    plain = contract()
+    assert (plain.state_dim, plain.action_dim, plain.robot_index) == (2, 2, 0)
+    assert plain.recorded_camera("head") == "head"
+    assert plain.role_of("head") == "scene"
+
+
+def test_a_contract_of_several_robots_has_the_policys():
+    mixed = contract(
+        widths=(7, 3),
+        cameras=("front", "hand"),
+        mixed_cameras={"front": {"recorded": "head", "role": "scene"}, "hand": {"recorded": None, "role": "wrist"}},
+    )
+    assert (mixed.state_dim, mixed.action_dim) == (7, 3)
+    assert (mixed.recorded_camera("front"), mixed.recorded_camera("hand")) == ("head", None)
+    assert mixed.role_of("hand") == "wrist"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widths": (1, 2)}, "less than 'arm' has: 2 state, 2 action"),
+        ({"mixed_cameras": {"rear": {"recorded": None, "role": "scene"}}}, "describes rear, cameras lists head"),
+        ({"actions": {"kind": "relative", "state_of": (0,)}}, "1 entries for 2 action dimensions"),
+        ({"actions": {"kind": "delta", "state_of": (0, 2)}}, r"outside of 0 \.\. 1"),
+    ],
+)
+def test_a_contract_that_contradicts_itself_is_refused(changes: dict, message: str):
+    with pytest.raises(UsageError, match=message):
+        contract(**changes)

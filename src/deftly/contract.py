@@ -122,13 +122,38 @@ class Window(Config):
     """Whether the policy may see the actions that were commanded before each observation frame."""
 
 
+class MixedCamera(Config):
+    """One of the cameras of a policy of several robots, on one of them."""
+
+    recorded: str | None
+    """Its name in the embodiment; null: this robot has no such camera, and the policy is told so."""
+    role: CameraRole
+
+
+class RelativeActions(Config):
+    """Actions counted from where the robot is, as the policy predicts them; `data/actions.py` turns them around.
+
+    relative   each step of a chunk minus the state now
+    delta      the first step minus the state now, every other minus the step before it
+    """
+
+    kind: Literal["relative", "delta"]
+    state_of: tuple[int | None, ...]
+    """For each action dimension the state dimension that it is counted from; null: it stays as recorded (a gripper, say)."""
+
+
 class Contract(Config):
-    """The embodiment as the policy saw it in training, and what turns its observations into the policy's inputs and back."""
+    """The embodiment as the policy saw it in training, and what turns its observations into the policy's inputs and back.
+
+    A policy of several robots has one contract for each. They share what the policy is built from: cameras, roles, sizes, window, widths.
+    """
 
     format_version: int = FORMAT_VERSION
     embodiment: Embodiment
     cameras: tuple[str, ...]
-    """The cameras that the policy looks at, in order; a subset of the embodiment's."""
+    """The cameras that the policy looks at, in order: by the embodiment's names, or by the mixture's where there is one."""
+    mixed_cameras: dict[str, MixedCamera] | None = None
+    """What each of the policy's cameras is on this robot, for a policy of several robots; null: every camera is the embodiment's own."""
     image_size: int = pydantic.Field(gt=0)
     """Side in pixels of the square image that the policy sees."""
     window: Window
@@ -140,6 +165,45 @@ class Contract(Config):
     text_length: int = pydantic.Field(gt=0)
     dataset_hash: str
     """Content hash of the training data: what resume compares, and a provenance for everybody else."""
+    actions: RelativeActions | None = None
+    """How the policy's actions are counted; null: as they were recorded."""
+    widths: tuple[int, int] | None = None
+    """Dimensions of state and action as the policy has them, for a policy of several robots; null: the embodiment's own."""
+    robot_index: int = pydantic.Field(default=0, ge=0)
+    """Which of the policy's robots this is: `Batch.embodiment`."""
+
+    @pydantic.model_validator(mode="after")
+    def check_parts(self) -> Contract:
+        robot = self.embodiment
+        if self.widths is not None and not (self.widths[0] >= len(robot.state) and self.widths[1] >= len(robot.action)):
+            raise ValueError(
+                f"widths {list(self.widths)} are less than {robot.name!r} has: {len(robot.state)} state, {len(robot.action)} action"
+            )
+        if self.mixed_cameras is not None and set(self.mixed_cameras) != set(self.cameras):
+            raise ValueError(f"mixed_cameras describes {', '.join(self.mixed_cameras)}, cameras lists {', '.join(self.cameras)}")
+        if self.actions is not None and len(self.actions.state_of) != len(robot.action):
+            raise ValueError(f"actions.state_of has {len(self.actions.state_of)} entries for {len(robot.action)} action dimensions")
+        if self.actions is not None and not all(place is None or 0 <= place < len(robot.state) for place in self.actions.state_of):
+            raise ValueError(f"actions.state_of names a state dimension outside of 0 .. {len(robot.state) - 1}")
+        return self
+
+    @property
+    def state_dim(self) -> int:
+        """Width of the policy's state."""
+        return len(self.embodiment.state) if self.widths is None else self.widths[0]
+
+    @property
+    def action_dim(self) -> int:
+        """Width of the policy's actions."""
+        return len(self.embodiment.action) if self.widths is None else self.widths[1]
+
+    def recorded_camera(self, name: str) -> str | None:
+        """The embodiment's name of one of the policy's cameras; None where this robot has no such camera."""
+        return name if self.mixed_cameras is None else self.mixed_cameras[name].recorded
+
+    def role_of(self, name: str) -> CameraRole:
+        """Whether one of the policy's cameras moves with the gripper."""
+        return self.embodiment.camera(name).role if self.mixed_cameras is None else self.mixed_cameras[name].role
 
 
 def fingerprint(value: Any) -> str:

@@ -14,7 +14,7 @@ def test_columns_have_their_true_statistics():
     found = stats.statistics({"x": column})["x"]
     values = column.astype(np.float64)
     for name, expected in {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}.items():
-        assert np.array_equal(found[name], expected)
+        assert np.allclose(found[name], expected, rtol=1e-14)
     assert np.array_equal(found["q10"], np.quantile(values, 0.1, axis=0))
     assert found["count"].tolist() == [501]
     assert tuple(found) == stats.NAMES
@@ -86,3 +86,50 @@ def test_statistics_become_plain_lists():
     values = stats.to_json(stats.statistics({"x": np.zeros((2, 1))}))
     assert values["x"]["mean"] == [0.0]
     assert values["x"]["count"] == [2]
+
+
+def shards_of(column: np.ndarray, cuts: list[int]) -> dict[str, np.ndarray]:
+    """Statistics as many processes would make them."""
+    parts = np.split(column, cuts)
+    total = stats.Accumulator("x")
+    workers = [stats.Accumulator("x") for _ in parts]
+    while True:
+        for worker, part in zip(workers, parts, strict=True):
+            for chunk in np.array_split(part, 3):
+                worker.add(chunk)
+            total.merge(worker)
+        if not total.advance():
+            return total.result()
+        workers = [total.empty() for _ in parts]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.float64])
+@pytest.mark.parametrize("memory", [100, 10_000])
+def test_sharding_chunks_and_memory_change_no_bit(monkeypatch, memory, dtype):
+    column = (DRAW.normal(3.0, 500.0, size=(1201, 2)) * 10.0 ** DRAW.integers(-3, 4, size=(1201, 2))).astype(dtype)
+    whole = stats.statistics({"x": column})["x"]
+    monkeypatch.setattr(stats, "CHUNK", memory)
+    for found in (stats.statistics({"x": column})["x"], shards_of(column, [40, 41, 700]), shards_of(column[::-1], [1100])):
+        assert all(np.array_equal(found[name], whole[name]) for name in stats.NAMES)
+    for name, share in stats.QUANTILES.items():
+        assert np.array_equal(whole[name], np.quantile(column.astype(np.float64), share, axis=0)), name
+    assert np.allclose(whole["std"], column.astype(np.float64).std(0), rtol=1e-12)
+
+
+def test_rows_out_of_order_and_columns_of_one_dimension(monkeypatch):
+    monkeypatch.setattr(stats, "CHUNK", 8)
+    column = DRAW.normal(size=50).astype(np.float32)
+    rows = DRAW.permutation(50)[:30]
+    found = stats.statistics({"x": column}, rows=rows)["x"]
+    assert found["q50"][0] == np.quantile(column[rows].astype(np.float64), 0.5)
+    assert found["count"].tolist() == [30]
+
+
+def test_a_broken_value_far_down_is_named_by_its_row(monkeypatch):
+    monkeypatch.setattr(stats, "CHUNK", 8)
+    column = np.zeros((40, 3), np.float32)
+    column[33, 2] = np.inf
+    with pytest.raises(DataError, match=r"action\[2\] is inf in row 33"):
+        stats.statistics({"action": column})
+    with pytest.raises(DataError, match=r"x\[0\] is 1e\+70 in row 0"):
+        stats.statistics({"x": np.full(3, 1e70)})

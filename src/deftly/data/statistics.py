@@ -1,15 +1,19 @@
 """Statistics of numeric columns, exact and over the whole selection; of images, from a declared sample. Nothing is decoded here.
 
-Quantiles are those of all selected rows together, not an envelope of per-episode ones. Sums are in float64.
+Quantiles are those of all selected rows together, not an envelope of per-episode ones. Columns are read in chunks, never as a whole, and
+the result is the same to the last bit however they are cut, sharded and merged (`exact.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int64, Num
 
+from deftly.data.exact import CHUNK, LARGEST, Ranks, Sums
 from deftly.types import DataError
 
 QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
@@ -29,24 +33,168 @@ def statistics(
     """
     if rows is not None and ranges is not None:
         raise ValueError("give rows or ranges, not both")
-    return {name: _describe(name, column, rows, ranges) for name, column in columns.items()}
+    if rows is not None and rows.dtype == bool:
+        rows = np.flatnonzero(rows)
+    return {name: describe(name, lambda column=column: chunks(column, rows, ranges)) for name, column in columns.items()}
 
 
-def _describe(name: str, column: np.ndarray, rows: np.ndarray | None, ranges: Sequence[tuple[int, int]] | None) -> dict[str, np.ndarray]:
-    if ranges is not None:
-        values = np.concatenate([column[start:end] for start, end in ranges]) if ranges else column[:0]
-    else:
-        values = column if rows is None else column[rows]
-    if not len(values):
-        raise DataError(f"{name}: no rows to take statistics of; the selection of episodes is empty")
-    values = values.reshape(len(values), -1).astype(np.float64)
-    if not np.isfinite(values).all():
-        row, dim = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        raise DataError(f"{name}[{dim}] is {values[row, dim]} in row {row} of the selection; repair or leave out that episode")
-    result = {"min": values.min(0), "max": values.max(0), "mean": values.mean(0), "std": values.std(0)}
-    result["count"] = np.array([len(values)], dtype=np.int64)
-    quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
-    return result | dict(zip(QUANTILES, quantiles, strict=True))
+def chunks(column: np.ndarray, rows: np.ndarray | None = None, ranges: Sequence[tuple[int, int]] | None = None) -> Iterator[np.ndarray]:
+    """Some rows of a column (all, `rows`, or those in `ranges`), in order, at most CHUNK at a time."""
+    if rows is not None:
+        for start in range(0, len(rows), CHUNK):
+            yield column[rows[start : start + CHUNK]]
+        return
+    waiting: list[np.ndarray] = []
+    for begin, end in [(0, len(column))] if ranges is None else ranges:
+        for start in range(begin, end, CHUNK):
+            waiting.append(column[start : min(start + CHUNK, end)])
+            if sum(map(len, waiting)) >= CHUNK:
+                yield np.concatenate(waiting)
+                waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def describe(feature: str, read: Callable[[], Iterable[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Statistics of what `read` yields, which is read once, and again for the quantiles where it does not fit into memory."""
+    found = Accumulator(feature)
+    while True:
+        for values in read():
+            found.add(values)
+        if not found.advance():
+            return found.result()
+
+
+class Accumulator:
+    """What is known of one feature so far. `add` and `merge` in any order and any portions end in the same bits.
+
+    ```
+    one process     add, add, ... advance() -> True? add everything again, advance() -> False, result()
+    many            each: add its part; then merge all into one; one.advance() -> True? each goes on with one.empty()
+    ```
+    The first CHUNK rows are kept as they are; only where there are more does `advance` ask for further passes (`exact.Ranks`).
+    """
+
+    def __init__(self, feature: str) -> None:
+        self.feature = feature
+        self._sums: list[Sums] = []
+        self._dtype = np.dtype(np.float32)  # that of the first values
+        self._kept: list[np.ndarray] | None = []
+        self._ranks: list[Ranks] = []
+        self._ordered: Float[np.ndarray, "m d"] | None = None
+
+    @property
+    def count(self) -> int:
+        """Rows seen in the first pass."""
+        return self._sums[0].count if self._sums else 0
+
+    def add(self, values: Num[np.ndarray, "n *d"]) -> None:
+        """More rows: [n d] or [n], float32, float64 or whole numbers; `DataError` for a value that is not finite."""
+        if not len(values):
+            return
+        values = values.reshape(len(values), -1)
+        values = values.astype(np.int64, copy=False) if values.dtype.kind in "iub" else values
+        if not self._sums:
+            self._sums = [Sums() for _ in range(values.shape[1])]
+            self._dtype = values.dtype
+        assert values.dtype == self._dtype, f"{self.feature}: {values.dtype} after {self._dtype}"
+        if self._kept is not None or not self._ranks[0].known:
+            self._check(values)
+            for sums, column in zip(self._sums, values.T, strict=True):
+                sums.add(np.ascontiguousarray(column))
+        if self._kept is None:
+            for ranks, column in zip(self._ranks, values.T, strict=True):
+                ranks.add(np.ascontiguousarray(column))
+            return
+        self._kept.append(values.copy())
+        if self.count > CHUNK:
+            self._spill()
+
+    def merge(self, other: Accumulator) -> None:
+        """Take in what another one has seen; both must be in the same pass."""
+        if not other._sums:
+            return
+        if not self._sums:
+            self._sums, self._dtype = [Sums() for _ in other._sums], other._dtype
+        for mine, theirs in zip(self._sums, other._sums, strict=True):
+            mine.merge(theirs)
+        if other._kept is None and self._kept is not None:
+            self._ranks = [ranks.empty() for ranks in other._ranks]
+            self._spill()
+        for values in other._kept or ():
+            if self._kept is not None:
+                self._kept.append(values)
+            else:
+                for ranks, column in zip(self._ranks, values.T, strict=True):
+                    ranks.add(np.ascontiguousarray(column))
+        if other._kept is None:
+            for mine, theirs in zip(self._ranks, other._ranks, strict=True):
+                mine.merge(theirs)
+        elif self._kept is not None and self.count > CHUNK:
+            self._spill()
+
+    def advance(self) -> bool:
+        """After a pass over all values: must they be added once more?"""
+        if not self.count:
+            raise DataError(f"{self.feature}: no rows to take statistics of; the selection of episodes is empty")
+        ranks = wanted_ranks(self.count)
+        if self._kept is not None:
+            values = np.concatenate(self._kept)
+            self._ordered = np.partition(values, np.unique(ranks), axis=0)[ranks].astype(np.float64) + 0.0
+            return False
+        for part in self._ranks:
+            part.narrow(ranks)
+        if not self._ranks[0].found:
+            return True
+        self._ordered = np.stack([part.values() for part in self._ranks], axis=1).astype(np.float64)
+        return False
+
+    def empty(self) -> Accumulator:
+        """What another part starts the next pass with."""
+        other = Accumulator(self.feature)
+        other._dtype = self._dtype
+        other._sums, other._kept, other._ranks = [Sums() for _ in self._sums], None, [ranks.empty() for ranks in self._ranks]
+        return other
+
+    def result(self) -> dict[str, np.ndarray]:
+        """{min, max, mean, std, q01...q99: float64 [d]; count: int64 [1]}."""
+        assert self._ordered is not None, "the result is there when advance() has returned False"
+        result = {
+            "min": np.array([sums.low for sums in self._sums]) + 0.0,  # no negative zero
+            "max": np.array([sums.high for sums in self._sums]) + 0.0,
+            "mean": np.array([sums.mean for sums in self._sums]),
+            "std": np.array([sums.std for sums in self._sums]),
+            "count": np.array([self.count], dtype=np.int64),
+        }
+        for i, (name, share) in enumerate(QUANTILES.items()):
+            result[name] = between(self._ordered[2 * i], self._ordered[2 * i + 1], share * (self.count - 1) % 1.0)
+        return result
+
+    def _check(self, values: np.ndarray) -> None:
+        if values.dtype.kind == "f" and not (fits := np.abs(values) < (LARGEST if values.dtype == np.float64 else np.inf)).all():
+            row, dim = (int(i) for i in np.argwhere(~fits)[0])
+            where = f"{self.feature}[{dim}] is {values[row, dim]} in row {self.count + row} of the selection"
+            raise DataError(f"{where}; repair or leave out that episode")
+
+    def _spill(self) -> None:
+        assert self._kept is not None
+        kept, self._kept = self._kept, None
+        if not self._ranks:
+            self._ranks = [Ranks(self._dtype) for _ in self._sums]
+        for values in kept:
+            for ranks, column in zip(self._ranks, values.T, strict=True):
+                ranks.add(np.ascontiguousarray(column))
+
+
+def wanted_ranks(count: int) -> Int64[np.ndarray, "m"]:
+    """The ranks that each quantile of `count` values lies between: its lower, its upper, the next one's lower ..."""
+    places = [share * (count - 1) for share in QUANTILES.values()]
+    return np.array([rank for place in places for rank in (math.floor(place), min(math.floor(place) + 1, count - 1))], np.int64)
+
+
+def between(low: Float[np.ndarray, "d"], high: Float[np.ndarray, "d"], share: float) -> Float[np.ndarray, "d"]:
+    """Linear interpolation; from the nearer end, as numpy does, so that both ends are met exactly."""
+    return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
 
 def sample_indices(length: int) -> np.ndarray:
