@@ -5,6 +5,7 @@
 #   make test     what CI runs
 #   make proof    the slow evidence: kill matrices, other people's readers
 #   make mutants  disables each guard: its test must fail
+#   make bench-data   the data engine beside lerobot, measured in one run -> docs/benchmarks.md
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -22,8 +23,9 @@ TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] 
 # Side by side, one thread each: tests are many and small.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 8 ? 8 : n)))
 DEMO_FLAGS ?=
+BENCH_FLAGS ?=
 
-.PHONY: help setup demo check test proof mutants clean
+.PHONY: help setup demo check test proof mutants bench-data clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,6 +61,10 @@ proof: setup
 
 mutants: setup
 	$(BIN)/python scripts/mutants.py --jobs $(JOBS)
+
+bench-data: setup
+	@scripts/judge_environment.sh 0.4.4 >/dev/null
+	$(BIN)/python benchmarks/data.py $(BENCH_FLAGS)
 
 # The environment, not your datasets and runs.
 clean:
