@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from deftly.contract import Camera, Contract, Embodiment, Vector, Window, fingerprint
+from deftly.data.columns import Columns
 from deftly.data.encoding import ObservationEncoder
-from deftly.data.loader import Frames, Windows
-from deftly.data.source import columns_of, measure
+from deftly.data.source import measure
 from deftly.data.store import FrameStore
 from deftly.data.tokenizer import TextTokenizer
+from deftly.data.windows import Frames, Windows
 from deftly.data.writer import DatasetWriter, EpisodeData
 
 TASKS = ("pick up the red cup", "Lift the blue ball!", "grab the green box")
@@ -114,5 +115,5 @@ def build_windows(dataset: FakeDataset, cache: Path, window: Window = Window(fra
     )
     encoder = ObservationEncoder(contract, measured, tokenizer)
     store = FrameStore.prepare(dataset, dataset.cameras, size, cache)  # type: ignore[arg-type]
-    frames = Frames(store, contract, torch.from_numpy(dataset.episode_start))
-    return Windows(columns_of(dataset, encoder), frames, encoder)  # type: ignore[arg-type]
+    frames = Frames(store, contract, dataset.episode_start)
+    return Windows(Columns.prepare(dataset, cache), frames, encoder, dataset.tasks)  # type: ignore[arg-type]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deftly import storage
-from deftly.types import DataError
+from deftly.types import DataError, UsageError
 
 
 class Crash(BaseException):
@@ -263,3 +266,63 @@ def test_a_manifest_covers_every_file(tmp_path):
     shutil.rmtree(folder)
     with pytest.raises(FileNotFoundError):
         storage.sync_directory(folder)
+
+
+# Locks -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_holder_is_refused_by_name_and_may_come_later(tmp_path):
+    place = tmp_path / "run" / ".lock"
+    with storage.lock(place, wait=False):
+        second = storage.lock(place, wait=False, who="trainer", remedy="stop it")
+        with pytest.raises(UsageError, match=f"another trainer .process {os.getpid()}. is using it; stop it") as caught, second:
+            pass
+        assert str(place.parent) in str(caught.value)
+    with storage.lock(place, wait=False):
+        pass
+
+
+def test_a_waiting_holder_comes_in_when_the_first_has_left(tmp_path):
+    order = []
+
+    def second():
+        with storage.lock(tmp_path / ".lock", wait=True):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with storage.lock(tmp_path / ".lock", wait=True):
+        thread.start()
+        time.sleep(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_an_error_inside_lets_go(tmp_path):
+    with pytest.raises(RuntimeError), storage.lock(tmp_path / ".lock", wait=False):
+        raise RuntimeError
+    with storage.lock(tmp_path / ".lock", wait=False):
+        pass
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_a_killed_process(tmp_path):
+    read, write = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with storage.lock(tmp_path / ".lock", wait=False):
+            child = os.fork()
+            if child:
+                os.write(write, str(child).encode())
+            time.sleep(60)
+            os._exit(0)
+    child = int(os.read(read, 32))
+    os.close(read)
+    os.close(write)
+    os.kill(holder, signal.SIGKILL)  # the holder alone: its child lives on
+    os.waitpid(holder, 0)
+    try:
+        os.kill(child, 0)
+        with storage.lock(tmp_path / ".lock", wait=False):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)

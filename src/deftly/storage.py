@@ -1,23 +1,59 @@
 """Durable writes and verified reads. Everything that must survive a crash goes through here.
 
 A file appears whole or not at all: temp file in the same directory, fsync, rename, fsync of the directory. A directory is committed by its
-`manifest.json`, written last, which lists size and sha256 of every file.
+`manifest.json`, written last, which lists size and sha256 of every file. What only one process may do at a time is done under `lock`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from deftly.types import DataError
+from deftly.types import DataError, UsageError
 
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 256 << 20
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+def _let_go_in_child() -> None:
+    """A forked data worker must not keep the lock of a process that was killed: a flock lives as long as any copy of its descriptor."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool, who: str = "process", remedy: str = "wait for it") -> Iterator[None]:
+    """Hold the lock file `path` for this process; the kernel lets go of it when we die, and our forked children never hold it.
+
+    While another one holds it, `wait` waits, and otherwise a `UsageError` says which `who` it is and what to do about it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+            raise UsageError(f"{path.parent}: another {who} (process {owner or 'unknown'}) is using it; {remedy}") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _held.add(descriptor)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

@@ -130,7 +130,7 @@ def test_killed_and_continued_it_ends_in_the_same_bytes(reference, tmp_path, wor
             report = generate(CONFIG, out, EPISODES, workers=0, seed=3)
             break
         except UsageError as error:
-            assert "another process" in str(error)  # noqa: PT017
+            assert "another generation" in str(error)  # noqa: PT017
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert report["shards_reused"] >= 1
@@ -179,7 +179,7 @@ def test_other_settings_do_not_continue_an_unfinished_generation(tmp_path, monke
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    with module._claimed(tmp_path / "data", {"x": 1}), pytest.raises(UsageError, match="another process"):
+    with module._claimed(tmp_path / "data", {"x": 1}), pytest.raises(UsageError, match="another generation"):
         generate(CONFIG, tmp_path / "data", EPISODES)
 
 

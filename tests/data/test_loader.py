@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ import torch
 from deftly.contract import Window
 from deftly.data.augment import AugmentConfig
 from deftly.data.loader import BLOCK, Loader, Order, OrderedFrames, Positions, WorkerError
-from deftly.data.windows import rows_of
+from deftly.data.windows import Selection
 from deftly.types import Batch, DataError
 from small_data import FakeDataset, build_windows
 
@@ -28,7 +27,7 @@ def windows(tmp_path_factory):
 
 def loader(windows, **changes) -> Loader:
     arguments = {"seed": 5, "batch_size": 4, "augmentation": AugmentConfig(noise=0.01), **changes}
-    return Loader(windows, rows_of(windows.frames.episode_start.numpy(), np.arange(3)), **arguments)
+    return Loader(windows, Selection(windows.frames.episode_start, np.arange(3)), **arguments)
 
 
 def flat(batch: Batch) -> dict[str, torch.Tensor]:
@@ -186,16 +185,11 @@ def test_global_generators_are_left_alone(windows):
 
 
 def test_nothing_large_is_pickled_for_a_worker(windows):
-    big = ordered_frames(windows, 200_000)
-    assert len(bytes(ForkingPickler.dumps(big))) < 20_000
+    big = Selection(np.arange(0, 10**8 + 1, 10**6), np.arange(100))
+    assert len(big) == 10**8
+    assert len(pickle.dumps(OrderedFrames(windows.frames, big, 0, 4, AugmentConfig()))) < 10_000
     assert len(pickle.dumps(windows.frames.store)) < 2_000
-
-
-def ordered_frames(windows, num_rows: int) -> OrderedFrames:
-    stream = Loader(windows, np.arange(num_rows) % SAMPLES, seed=0, batch_size=4, workers=1)
-    assert stream.rows.is_shared()
-    assert windows.frames.episode_start.is_shared()
-    return OrderedFrames(windows.frames, stream.rows, 0, 4, AugmentConfig())
+    assert len(pickle.dumps(windows.columns)) < 2_000
 
 
 def test_a_killed_worker_is_a_typed_error_and_the_stream_can_go_on(windows):
@@ -239,7 +233,7 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_the_same_error(window
 
 def test_a_fault_inside_a_worker_is_told_as_what_it_is(windows):
     stream = loader(windows, workers=1)
-    stream._source.rows = stream.rows + 10**6  # beyond the store
+    stream._source.selection = Selection(10**6 + np.array([0, SAMPLES]), np.array([0]))  # beyond the store
     with pytest.raises(IndexError):
         stream.next()
     stream.close()
@@ -257,7 +251,7 @@ def test_close_stops_the_workers(windows):
 
 def test_a_split_without_frames_is_refused(windows):
     with pytest.raises(DataError, match="no window"):
-        Loader(windows, np.zeros(0, np.int64), seed=0, batch_size=4)
+        Loader(windows, Selection(windows.frames.episode_start, np.zeros(0, np.int64)), seed=0, batch_size=4)
 
 
 def test_the_order_crosses_blocks_and_epochs(monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 
 from deftly.contract import Window
 from deftly.data.dataset import Dataset
-from deftly.data.source import DataConfig, check_numbers, columns_of, evenly, measure
+from deftly.data.source import DataConfig, check_numbers
 from deftly.types import DataError, UsageError
 from small_data import FakeDataset, robot, write_dataset
 
@@ -71,8 +71,6 @@ def test_a_long_validation_is_thinned_evenly(root):
     data = build(root, validation_samples=3)
     assert data.validation is not None
     assert len(data.validation) == 3
-    assert evenly(np.arange(10), 5).tolist() == [0, 2, 4, 6, 8]
-    assert evenly(np.arange(3), 5).tolist() == [0, 1, 2]
 
 
 def test_the_summary_is_plain_data(root):
@@ -127,27 +125,3 @@ def test_a_robot_without_state_trains_all_the_same(tmp_path):
     data = build(write_dataset(tmp_path / "data", LENGTHS, embodiment=robot(state=0)))
     assert data.train.next().state.shape == (4, 1, 0)
     assert set(data.statistics) == {"action"}
-
-
-def test_columns_are_normalised_once():
-    dataset = FakeDataset()
-    measured = measure(dataset, np.arange(21))
-    assert set(measured) == {"observation.state", "action"}
-
-    class Encoder:
-        def __init__(self):
-            from deftly.data.normalize import Normalizer
-
-            self.state = Normalizer("min_max", measured["observation.state"], dataset.embodiment.state.names, "state")
-            self.action = Normalizer("min_max", measured["action"], dataset.embodiment.action.names, "action")
-
-        def tokens(self, sentences):
-            from deftly.data.tokenizer import TextTokenizer
-
-            return TextTokenizer.train(sentences).encode(sentences, 6)
-
-    columns = columns_of(dataset, Encoder())
-    assert columns.state.shape == (21, 5)
-    assert float(abs(columns.action).max()) == pytest.approx(1, abs=1e-5)
-    assert columns.text.ids.shape == (3, 6)
-    assert columns.task.dtype == np.int64

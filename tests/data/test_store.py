@@ -107,19 +107,6 @@ def test_long_episodes_are_decoded_in_pieces(tmp_path, monkeypatch):
     assert np.array_equal(prepare(FakeDataset(), tmp_path / "b").frames["head"], whole)
 
 
-def test_gather_copies_rows_and_shifts_whole_windows(tmp_path):
-    store = prepare(FakeDataset(), tmp_path)
-    rows = np.array([[0, 1], [5, 3], [20, 20]])
-    plain = store.gather("head", rows)
-    assert np.array_equal(plain, store.frames["head"][rows])
-    plain[:] = 0  # a copy: the pages are shared and read-only
-    shifts = np.array([[0, 0], [2, -1], [-3, 0]])
-    moved = store.gather("head", rows, shifts)
-    assert np.array_equal(moved[0], store.frames["head"][rows[0]])
-    assert np.array_equal(moved[1, :, :-2, 1:], store.frames["head"][rows[1]][:, 2:, :-1])
-    assert np.array_equal(moved[2, 0], moved[2, 1])
-
-
 def test_it_pickles_as_paths(tmp_path):
     store = prepare(FakeDataset(), tmp_path)
     data = pickle.dumps(store)

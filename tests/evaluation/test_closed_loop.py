@@ -235,7 +235,7 @@ def test_scenes_of_the_training_data_are_refused(policy: Path, tmp_path: Path) -
 
 
 def test_two_evaluations_cannot_share_a_directory(whole: Path, policy: Path) -> None:
-    with closed_loop.locked(whole), pytest.raises(UsageError, match="another process"):
+    with storage.lock(whole / ".lock", wait=False), pytest.raises(UsageError, match="another evaluation"):
         judge(policy, whole)
 
 

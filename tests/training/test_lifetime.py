@@ -7,17 +7,9 @@ import time
 
 import pytest
 
-from deftly.training.lifetime import Interrupt, interruptible, locked
+from deftly.training.lifetime import Interrupt, interruptible
 from deftly.types import UsageError
 from training.toys import ToyStream, make_trainer
-
-
-def test_a_second_trainer_is_refused_and_may_come_later(tmp_path):
-    with locked(tmp_path), pytest.raises(UsageError, match=f"another trainer .process {os.getpid()}.") as caught, locked(tmp_path):
-        pass
-    assert str(tmp_path) in str(caught.value)
-    with locked(tmp_path):
-        pass
 
 
 def test_the_trainer_holds_its_directory(tmp_path):
@@ -26,29 +18,6 @@ def test_the_trainer_holds_its_directory(tmp_path):
             make_trainer(tmp_path).fit()
 
     make_trainer(tmp_path, stream=ToyStream(calls={3: second})).fit()
-
-
-def test_a_forked_worker_does_not_keep_the_lock_of_a_killed_trainer(tmp_path):
-    read, write = os.pipe()
-    trainer = os.fork()
-    if trainer == 0:
-        with locked(tmp_path):
-            worker = os.fork()
-            if worker:
-                os.write(write, str(worker).encode())
-            time.sleep(60)
-            os._exit(0)
-    worker = int(os.read(read, 32))
-    os.close(read)
-    os.close(write)
-    os.kill(trainer, signal.SIGKILL)  # the trainer alone: its worker lives on
-    os.waitpid(trainer, 0)
-    try:
-        os.kill(worker, 0)
-        with locked(tmp_path):
-            pass
-    finally:
-        os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

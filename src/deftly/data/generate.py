@@ -7,7 +7,6 @@ merged into OUT. Episode i is a function of (seed, i), so neither the number of 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import importlib.metadata
 import json
@@ -90,11 +89,7 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     if out.exists() and not shards.is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not an unfinished generation; {ELSEWHERE}")
     shards.mkdir(parents=True, exist_ok=True)
-    with open(shards / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{out}: another process is generating into it; wait for it, or {ELSEWHERE}") from None
+    with storage.lock(shards / "lock", wait=False, who="generation", remedy=f"wait for it, or {ELSEWHERE}"):
         if (shards / "plan.json").is_file() and (stored := storage.read_json(shards / "plan.json")) != plan:
             what = f"an unfinished generation with other settings or versions: {_what_differs(stored, plan)}"
             raise UsageError(f"{out}: holds {what}; repeat those, {ELSEWHERE}, or remove this one")

@@ -4,8 +4,8 @@ The stream's only memory is how many samples it has given. Sample number p belon
 permute(position; seed, epoch), and has the key hash(seed, epoch, position). An epoch's remainder is filled up from the next epoch, so every
 batch is full and every window comes exactly once per epoch.
 
-Workers only copy frames out of the memory-mapped store, which is what takes time: they hold paths and two shared tensors, and send back one
-tensor per camera. Nothing large is pickled. Letters: b batch, t frames, n windows, e episodes.
+Nothing here grows with the number of frames. Workers only copy frames out of the memory-mapped store, which is what takes time: they hold
+paths and a few numbers per episode, and send back one tensor per camera. Letters: b batch, t frames, e1 episodes + 1.
 """
 
 from __future__ import annotations
@@ -14,23 +14,19 @@ import itertools
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from deftly.contract import Contract
-from deftly.data.augment import OFF, AugmentConfig, augment_colour, draw_shifts
-from deftly.data.encoding import Gathered, ObservationEncoder
-from deftly.data.store import FrameStore
-from deftly.data.windows import WindowRows, episode_of, window_rows
+from deftly.data.augment import OFF, AugmentConfig, augment_colour
+from deftly.data.windows import Frames, Selection, Windows
 from deftly.randomness import permute, sample_keys
-from deftly.types import Batch, DataError, Stream, Tokens
+from deftly.types import Batch, DataError, Stream
 
 BLOCK = 4096  # samples whose order is computed at once: the permutation is many small vector operations
 
@@ -67,79 +63,17 @@ class Order:
         self._block = epoch, block
 
 
-class Frames:
-    """Where the images of a window come from: the store, and the geometry of the augmentation."""
-
-    def __init__(self, store: FrameStore, contract: Contract, episode_start: Int64[Tensor, "e1"]) -> None:
-        self.store, self.contract, self.episode_start = store, contract, episode_start
-
-    def locate(self, rows: Int64[np.ndarray, "b"]) -> tuple[Int64[np.ndarray, "b"], Int64[np.ndarray, "b"], WindowRows]:
-        """(episode, its first row, the rows of each window) of the windows whose current frames are `rows`."""
-        start = self.episode_start.numpy()
-        episode = episode_of(start, rows)
-        return episode, start[episode], window_rows(rows, start[episode], start[episode + 1], self.contract.window)
-
-    def read(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> dict[str, Tensor]:
-        """Camera -> uint8 [b t h w 3], shifted as the augmentation says."""
-        seen = self.locate(rows)[2].observation
-        cameras, pixels = self.contract.cameras, augmentation.shift_pixels
-        shifts = draw_shifts(key, len(cameras), pixels) if pixels else [None] * len(cameras)
-        images = {}
-        for name, shift in zip(cameras, shifts, strict=True):
-            is_moved = augmentation.geometry_on_wrist or self.contract.embodiment.camera(name).role != "wrist"
-            images[name] = torch.from_numpy(self.store.gather(name, seen, shift if is_moved else None))
-        return images
-
-
-@dataclass(kw_only=True)
-class Columns:
-    """A dataset's numbers as the policy sees them."""
-
-    state: Float[np.ndarray, "n s"]  # normalised
-    action: Float[np.ndarray, "n a"]  # normalised
-    task: Int64[np.ndarray, "n"]
-    text: Tokens  # of every task: [tasks l]
-
-
-class Windows:
-    """Row numbers to batches on the CPU: everything but colour."""
-
-    def __init__(self, columns: Columns, frames: Frames, encoder: ObservationEncoder) -> None:
-        self.columns, self.frames, self.encoder = columns, frames, encoder
-
-    def build(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], images: dict[str, Tensor]) -> Batch:
-        """The windows whose current frames are `rows`, with the images that `frames.read` gave for them."""
-        columns = self.columns
-        episode, first, at = self.frames.locate(rows)
-        task = columns.task[rows]
-        gathered = Gathered(
-            images={name: image.numpy() for name, image in images.items()},
-            state=columns.state[at.observation],
-            observation_is_pad=at.observation_is_pad,
-            past_actions=columns.action[at.past_action],
-            past_action_is_pad=at.past_action_is_pad,
-            text=Tokens(ids=columns.text.ids[task], is_pad=columns.text.is_pad[task]),
-            key=key,
-            task=task,
-            episode=episode,
-            frame=rows - first,
-            actions=columns.action[at.action],
-            action_is_pad=at.action_is_pad,
-        )
-        return self.encoder.collate(gathered)
-
-
 class OrderedFrames(TorchDataset):
     """Stream position -> the images of that batch: what a worker process runs."""
 
-    def __init__(self, frames: Frames, rows: Int64[Tensor, "n"], seed: int, batch_size: int, augmentation: AugmentConfig) -> None:
-        self.frames, self.rows, self.batch_size, self.augmentation = frames, rows, batch_size, augmentation
-        self.order = Order(len(rows), seed)
+    def __init__(self, frames: Frames, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig) -> None:
+        self.frames, self.selection, self.batch_size, self.augmentation = frames, selection, batch_size, augmentation
+        self.order = Order(len(selection), seed)
 
     def take(self, start: int) -> tuple[Int64[np.ndarray, "b"], Int64[Tensor, "b"]]:
         """(rows, keys) of the batch at a position."""
         index, key = self.order.take(start, self.batch_size)
-        return self.rows.numpy()[index.numpy()], key
+        return self.selection.rows(index.numpy()), key
 
     def __getitem__(self, start: int) -> dict[str, Tensor]:
         return self.frames.read(*self.take(start), self.augmentation)
@@ -155,7 +89,7 @@ class Loader(Stream):
     def __init__(
         self,
         windows: Windows,
-        rows: Int64[np.ndarray, "n"],
+        selection: Selection,
         *,
         seed: int,
         batch_size: int,
@@ -163,27 +97,24 @@ class Loader(Stream):
         augmentation: AugmentConfig = OFF,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`rows` are the current frames of the windows to draw from."""
-        if not len(rows):
+        """`selection` holds the windows to draw from."""
+        if not len(selection):
             raise DataError("there is no window to load: the episodes of this split are empty")
-        self.windows, self.rows = windows, torch.from_numpy(rows.astype(np.int64))
+        self.windows, self.selection = windows, selection
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.augmentation, self.device = augmentation, torch.device(device)
-        self._source = OrderedFrames(windows.frames, self.rows, seed, batch_size, augmentation)
+        self._source = OrderedFrames(windows.frames, selection, seed, batch_size, augmentation)
         self._consumed = 0
         self._workers: Iterator[dict[str, Tensor]] | None = None
-        if workers:  # shared tensors travel by reference
-            windows.frames.episode_start.share_memory_()
-            self.rows.share_memory_()
 
     def __len__(self) -> int:
         """Windows per epoch."""
-        return len(self.rows)
+        return len(self.selection)
 
     @property
     def epoch(self) -> float:
         """How often the data has been seen."""
-        return self._consumed / len(self.rows)
+        return self._consumed / len(self.selection)
 
     def next(self) -> Batch:
         """The next full batch; raises `WorkerError` when a worker process died."""
@@ -194,18 +125,17 @@ class Loader(Stream):
 
     def batches(self) -> Iterator[Batch]:
         """Every window once, in the dataset's order, never augmented; does not move the stream."""
-        key = sample_keys(self.seed, torch.zeros_like(self.rows), torch.arange(len(self.rows)))
-        for start in range(0, len(self.rows), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            rows = self.rows[part].numpy()
-            yield self._transfer(self.windows.build(rows, key[part], self.windows.frames.read(rows, key[part], OFF)))
+        for start in range(0, len(self.selection), self.batch_size):
+            index = torch.arange(start, min(start + self.batch_size, len(self.selection)))
+            key, rows = sample_keys(self.seed, torch.zeros_like(index), index), self.selection.rows(index.numpy())
+            yield self._transfer(self.windows.build(rows, key, self.windows.frames.read(rows, key, OFF)))
 
     def state(self) -> dict[str, Any]:
-        return {"consumed": self._consumed, "windows": len(self.rows), "seed": self.seed}
+        return {"consumed": self._consumed, "windows": len(self.selection), "seed": self.seed}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue after `consumed` samples; `DataError` when the state is of another stream (other windows or seed)."""
-        for name, here in (("windows", len(self.rows)), ("seed", self.seed)):
+        for name, here in (("windows", len(self.selection)), ("seed", self.seed)):
             if state.get(name) != here:
                 raise DataError(
                     f"the saved stream has {name} {state.get(name)}, this one {here}: resume with the same data, split and seed"

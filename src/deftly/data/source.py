@@ -14,15 +14,16 @@ import torch
 from deftly.config import Config
 from deftly.contract import Contract, Window, fingerprint
 from deftly.data.augment import AugmentConfig
+from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
 from deftly.data.encoding import ObservationEncoder, Statistics, plain_statistics
-from deftly.data.loader import Columns, Frames, Loader, Windows
+from deftly.data.loader import Loader
 from deftly.data.schema import ACTION, STATE
 from deftly.data.split import Split, check_split, split_episodes
 from deftly.data.statistics import statistics
 from deftly.data.store import FrameStore, default_cache
 from deftly.data.tokenizer import TextTokenizer
-from deftly.data.windows import rows_of
+from deftly.data.windows import Frames, Selection, Windows
 from deftly.randomness import seed_of
 from deftly.sim.processes import usable_cores
 from deftly.types import DataError, UsageError
@@ -72,10 +73,11 @@ class DataConfig(Config):
         dataset = Dataset.open(self.path)
         cameras = self._cameras(dataset)
         split = check_split(dataset, *(episodes or split_episodes(dataset, self.validation_fraction, seed)))
-        training, held_out = (rows_of(dataset.episode_start, side) for side in split)
-        check_numbers(dataset, np.concatenate([training, held_out]))
-        measured = measure(dataset, training)
-        tokenizer = self._tokenizer(dataset, training)
+        training, held_out = (Selection(dataset.episode_start, side) for side in split)
+        for side in (training, held_out):
+            check_numbers(dataset, side.rows(np.arange(len(side))))
+        measured = measure(dataset, training.rows(np.arange(len(training))))
+        tokenizer = self._tokenizer(dataset, training.rows(np.arange(len(training))))
         contract = Contract(
             embodiment=dataset.embodiment,
             cameras=cameras,
@@ -91,9 +93,10 @@ class DataConfig(Config):
         encoder = ObservationEncoder(contract, measured, tokenizer)
         pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, cameras))
         decoders = usable_cores() if pixels > FEW_PIXELS else 0
-        store = FrameStore.prepare(dataset, cameras, self.image_size, cache_dir or default_cache(dataset.root), decoders)
-        frames = Frames(store, contract, torch.from_numpy(dataset.episode_start.copy()))
-        windows = Windows(columns_of(dataset, encoder), frames, encoder)
+        cache = cache_dir or default_cache(dataset.root)
+        store = FrameStore.prepare(dataset, cameras, self.image_size, cache, decoders)
+        frames = Frames(store, contract, dataset.episode_start)
+        windows = Windows(Columns.prepare(dataset, cache), frames, encoder, dataset.tasks)
         train = Loader(
             windows,
             training,
@@ -105,7 +108,7 @@ class DataConfig(Config):
         )
         validation = None
         if len(held_out):
-            chosen = evenly(held_out, self.validation_samples)
+            chosen = Selection(dataset.episode_start, split[1], at_most=self.validation_samples)
             validation = Loader(windows, chosen, seed=seed_of("validation", seed), batch_size=self.batch_size, device=device)
         return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, store)
 
@@ -198,18 +201,3 @@ def measure(dataset: Dataset, rows: np.ndarray) -> Statistics:
     """Statistics of state and action over some rows, without decoding video; a state of no dimensions has none."""
     columns = {STATE: dataset.state, ACTION: dataset.action}
     return plain_statistics(statistics({name: column for name, column in columns.items() if column.shape[1]}, rows=rows))
-
-
-def columns_of(dataset: Dataset, encoder: ObservationEncoder) -> Columns:
-    """The dataset's numbers, normalised and tokenised once."""
-    return Columns(
-        state=encoder.state.normalize(dataset.state),
-        action=encoder.action.normalize(dataset.action),
-        task=dataset.task_of_frame,
-        text=encoder.tokens(dataset.tasks),
-    )
-
-
-def evenly(rows: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` of `rows`, evenly spaced."""
-    return rows if len(rows) <= count else rows[np.arange(count) * len(rows) // count]

@@ -9,24 +9,20 @@ frames (what training on the video would see), never from the frames that a simu
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 
 from deftly import storage
 from deftly.contract import fingerprint
 from deftly.data.images import check_image, resize_with_pad
-from deftly.data.warp import copy_shifted
 from deftly.progress import Progress
 from deftly.sim import processes
 from deftly.types import DataError, UsageError
@@ -67,25 +63,12 @@ class FrameStore:
         one = dataset.num_frames * image_size * image_size * 3
         homes = {camera: cache_dir / "frames" / store_key(dataset.hash, camera, image_size) for camera in cameras}
         if not all(_is_complete(home, one) for home in homes.values()):
-            with _locked(cache_dir / "frames"):
+            with storage.lock(cache_dir / "frames" / ".lock", wait=True):
                 missing = {camera: home for camera, home in homes.items() if not _is_complete(home, one)}
                 if missing:
                     _announce(len(missing) * one, cache_dir, list(missing), image_size)
                     _build(dataset, missing, image_size, workers)
         return cls({camera: home / FRAMES for camera, home in homes.items()}, dataset.num_frames, image_size)
-
-    def gather(
-        self, camera: str, rows: Int64[np.ndarray, "b t"], shifts: Int64[np.ndarray, "b 2"] | None = None
-    ) -> UInt8[np.ndarray, "b t h w 3"]:
-        """Copies of some frames; with `shifts`, all frames of window b are moved by (dy, dx) = shifts[b] with their edges repeated."""
-        frames = self.frames[camera]
-        if shifts is None:
-            return frames[rows]
-        result = np.empty((*rows.shape, *frames.shape[1:]), np.uint8)
-        for target, window, (dy, dx) in zip(result, rows.tolist(), shifts.tolist(), strict=True):
-            for image, row in zip(target, window, strict=True):
-                copy_shifted(frames[row], image, dy, dx)
-        return result
 
 
 def store_key(dataset_hash: str, camera: str, image_size: int) -> str:
@@ -118,15 +101,6 @@ def _is_complete(home: Path, num_bytes: int) -> bool:
         return storage.read_json(manifest)["bytes"] == num_bytes
     except (DataError, KeyError, TypeError):
         return False
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One builder at a time per cache; the lock goes with the process, so a killed builder leaves nothing behind that blocks."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _announce(needed: int, cache_dir: Path, cameras: list[str], image_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Which rows of a dataset a sample is made of. Pure index arithmetic; a window never leaves its episode.
+"""Which windows there are, which rows of a dataset each is made of, and how rows become a batch. A window never leaves its episode.
 
 ```
 frames = 3, chunk = 4, now = row n of an episode that starts at s and ends before e
@@ -6,17 +6,26 @@ observation rows      n-2  n-1   n           clamped to s, observation_is_pad wh
 past action rows      n-3  n-2  n-1          the action commanded one step before each of them; pad before s
 action rows                      n  n+1  n+2  n+3    clamped to e-1, action_is_pad where they were
 ```
-Letters: b batch, t observation frames, k chunk.
+Letters: b batch, t observation frames, k chunk, s selected episodes, e1 all episodes + 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int64
+from torch import Tensor
 
-from deftly.contract import Window
+from deftly.contract import Contract, Window
+from deftly.data.augment import AugmentConfig
+from deftly.data.columns import Columns
+from deftly.data.encoding import Gathered, ObservationEncoder
+from deftly.data.store import FrameStore
+from deftly.data.warp import draw_maps, warp
+from deftly.types import Batch, Tokens
 
 
 class WindowRows(NamedTuple):
@@ -42,12 +51,88 @@ def window_rows(now: Int64[np.ndarray, "b"], start: Int64[np.ndarray, "b"], end:
     return WindowRows(np.maximum(seen, first), seen_is_pad, np.maximum(past, first), past_is_pad, np.minimum(ahead, last), ahead_is_pad)
 
 
-def rows_of(episode_start: Int64[np.ndarray, "e1"], episodes: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "m"]:
-    """Every row of some episodes, in order; `episode_start` is the dataset's [E+1]."""
-    ranges = [np.arange(int(episode_start[episode]), int(episode_start[episode + 1])) for episode in episodes]
-    return np.concatenate(ranges).astype(np.int64) if ranges else np.zeros(0, np.int64)
-
-
 def episode_of(episode_start: Int64[np.ndarray, "e1"], rows: Int64[np.ndarray, "b"]) -> Int64[np.ndarray, "b"]:
     """The episode that each row belongs to; empty episodes own no row."""
     return np.searchsorted(episode_start, rows, side="right").astype(np.int64) - 1
+
+
+def locate(
+    episode_start: Int64[np.ndarray, "e1"], rows: Int64[np.ndarray, "b"], window: Window
+) -> tuple[Int64[np.ndarray, "b"], WindowRows]:
+    """(episode, rows of the window) of the windows whose current frames are `rows`."""
+    episode = episode_of(episode_start, rows)
+    return episode, window_rows(rows, episode_start[episode], episode_start[episode + 1], window)
+
+
+class Selection:
+    """Windows 0 .. n-1: those of some episodes, in their order, or an even share of them. Two numbers per episode, nothing per frame.
+
+    Every row of an episode is the current frame of one window; empty episodes have none.
+    """
+
+    def __init__(self, episode_start: Int64[np.ndarray, "e1"], episodes: Int64[np.ndarray, "s"], at_most: int | None = None) -> None:
+        """`episode_start` is the dataset's [E+1]; with `at_most`, evenly spaced windows are taken when there are more."""
+        self.episodes = np.asarray(episodes, np.int64)
+        self.row_end = episode_start[self.episodes + 1]  # of each episode, in the dataset
+        self.window_end = np.cumsum(self.row_end - episode_start[self.episodes])  # of each episode, among the windows
+        self.all = int(self.window_end[-1]) if len(self.episodes) else 0
+        self.count = self.all if at_most is None else min(at_most, self.all)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def rows(self, index: Int64[np.ndarray, "b"]) -> Int64[np.ndarray, "b"]:
+        """The current row, in the dataset, of some windows; an index outside of 0 .. n-1 is an `IndexError`."""
+        if len(index) and not (index.min() >= 0 and index.max() < self.count):
+            raise IndexError(f"windows {index.min()} .. {index.max()} of {self.count}")
+        if self.count < self.all:
+            index = index * self.all // self.count
+        place = np.searchsorted(self.window_end, index, side="right")
+        return index + self.row_end[place] - self.window_end[place]
+
+
+class Frames:
+    """Where the images of a window come from: the store, and the geometry of the augmentation."""
+
+    def __init__(self, store: FrameStore, contract: Contract, episode_start: Int64[np.ndarray, "e1"]) -> None:
+        self.store, self.contract, self.episode_start = store, contract, episode_start
+
+    def read(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> dict[str, Tensor]:
+        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says."""
+        cameras, size = self.contract.cameras, self.contract.image_size
+        seen = locate(self.episode_start, rows, self.contract.window)[1].observation
+        roles = [self.contract.embodiment.camera(name).role for name in cameras]
+        maps = draw_maps(key, cameras, roles, augmentation, size, self.store.image_size)
+        return {name: torch.from_numpy(warp(self.store.frames[name], seen, part, size)) for name, part in zip(cameras, maps, strict=True)}
+
+
+class Windows:
+    """Row numbers to batches on the CPU: everything but pixels, which come from workers, and colour, which comes after transfer.
+
+    In this order: gather in raw units, normalise, tokenise, collate.
+    """
+
+    def __init__(self, columns: Columns, frames: Frames, encoder: ObservationEncoder, tasks: Sequence[str]) -> None:
+        """`tasks` are the dataset's sentences."""
+        self.columns, self.frames, self.encoder = columns, frames, encoder
+        self.text = encoder.tokens(tasks)
+
+    def build(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], images: dict[str, Tensor]) -> Batch:
+        """The windows whose current frames are `rows`, with the images that `frames.read` gave for them."""
+        episode, at = locate(self.frames.episode_start, rows, self.encoder.contract.window)
+        state, action, task = self.columns.state, self.columns.action, self.columns.task[rows].astype(np.int64)
+        gathered = Gathered(
+            images={name: image.numpy() for name, image in images.items()},
+            state=self.encoder.state.normalize(state[at.observation]),
+            observation_is_pad=at.observation_is_pad,
+            past_actions=self.encoder.action.normalize(action[at.past_action]),
+            past_action_is_pad=at.past_action_is_pad,
+            text=Tokens(ids=self.text.ids[task], is_pad=self.text.is_pad[task]),
+            key=key,
+            task=task,
+            episode=episode,
+            frame=rows - self.frames.episode_start[episode],
+            actions=self.encoder.action.normalize(action[at.action]),
+            action_is_pad=at.action_is_pad,
+        )
+        return self.encoder.collate(gathered)

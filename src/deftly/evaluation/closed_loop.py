@@ -10,9 +10,7 @@ The initial state is a function of (seed, episode), the same for every arm. Rows
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -118,7 +116,7 @@ def evaluate(
     check_fit(load(policy), world, plan)
     task = Task(policy, world, plan, load)
     count = processes.usable_cores() if workers is None else workers
-    with locked(directory):
+    with storage.lock(directory / ".lock", wait=False, who="evaluation", remedy="wait for it, or use another --name"):
         write_or_match(plan, directory)
         storage.mend_lines(directory / EPISODES)
         play_missing(task, directory, count)
@@ -157,18 +155,6 @@ def check_limits(trained: Embodiment, found: Embodiment) -> None:
                     f"robot {found.name!r}: action.{label} of {name} is {limit:g} {unit}, but the policy was trained to reach {wanted:g}; "
                     "use a world with the limits of the training data"
                 )
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One evaluation at a time in a directory."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{directory}: another process is evaluating here; wait for it, or use another --name") from None
-        yield
 
 
 # Playing --------------------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from deftly.training.config import TrainingConfig
 from deftly.training.display import Display
 from deftly.training.ema import Ema
 from deftly.training.guard import Guard, TrainingError, listed
-from deftly.training.lifetime import Interrupt, interruptible, locked
+from deftly.training.lifetime import Interrupt, interruptible
 from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rate
 from deftly.training.precision import autocast, make_deterministic, native_bf16
 from deftly.training.state import check_not_saved, load_strictly, on_cpu, policy_state, saved_tensors
@@ -41,7 +41,7 @@ from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
 from deftly.training.validation import validate
 from deftly.types import Batch, Clock, Objective, Stream, UsageError
 
-RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
+RUN_FILE, CHECKPOINTS, LOCK = "run.json", "checkpoints", ".lock"
 
 
 class Trainer:
@@ -116,7 +116,8 @@ class Trainer:
         With `resume` it goes on from the newest good checkpoint, or from the beginning where there is none yet. Raises `UsageError` or
         `DataError` before the first step, `TrainingError` when training cannot go on, and `SystemExit(143)` after SIGTERM.
         """
-        with locked(self.directory) if self.is_main else nullcontext(), interruptible() as interrupt, self.display:
+        alone = storage.lock(self.directory / LOCK, wait=False, who="trainer", remedy="stop it first") if self.is_main else nullcontext()
+        with alone, interruptible() as interrupt, self.display:
             self._begin(resume)
             self.time.start()
             while self.step < self.config.steps:
