@@ -19,6 +19,7 @@ from deftly import storage
 from deftly.contract import Embodiment
 from deftly.data import video
 from deftly.data.images import decode_image
+from deftly.data.recording import recover
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, Info, embodiment_of, fill_path, read_info
 from deftly.data.tables import EpisodeTable, open_parquet, read_columns, read_episodes, read_tasks, to_numpy
 from deftly.types import DataError
@@ -45,10 +46,14 @@ class Dataset:
 
     @classmethod
     def open(cls, root: Path) -> Dataset:
-        """Open a dataset folder; a one-line `DataError` says which file and episode contradict each other."""
+        """Open a dataset folder; a one-line `DataError` says which file and episode contradict each other.
+
+        A recording that nobody finished becomes a dataset first, of all the episodes that were saved.
+        """
         root = Path(root)
         if not root.is_dir():
             raise DataError(f"{root}: no such dataset folder")
+        recover(root)
         if not (root / INFO_PATH).is_file():
             unfinished = "; run the same `deftly data generate` again to finish it" if (root / ".shards").is_dir() else ""
             raise DataError(f"{root}: holds no {INFO_PATH}, so it is not a LeRobot dataset{unfinished}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,8 +81,13 @@ class DataFiles:
     def close(self) -> None:
         """Write the footer without which the file cannot be read."""
         if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            writer.close()
+
+    def abort(self) -> None:
+        """Let go of the current file, whatever state it is in."""
+        with contextlib.suppress(OSError):
+            self.close()
 
 
 class VideoFiles:
@@ -135,3 +141,9 @@ class VideoFiles:
         if self._current is not None:
             current, self._current = self._current, None
             current.close()
+
+    def abort(self) -> None:
+        """Let go of the current file, whatever state it is in."""
+        if self._current is not None:
+            current, self._current = self._current, None
+            current.abort()

@@ -15,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from deftly.types import DataError
 
+MAX_IMAGE_BYTES = 64 << 20  # of an encoded image
+
 
 def fit_inside(height: int, width: int, size: int) -> tuple[int, int]:
     """(height, width) of the largest image of the same aspect inside a square of `size`; never smaller than one pixel."""

@@ -6,6 +6,7 @@ are copied packet by packet where their times lie on the frame grid, which loses
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -176,6 +177,12 @@ class VideoWriter:
             self._container.mux(self._stream.encode(None))
         self._container.close()
 
+    def abort(self) -> None:
+        """Let go of a file that is of no use any more. The only call that is safe after a failed write: on another one, ffmpeg, which was
+        refused its header, would end the process by a signal."""
+        with contextlib.suppress(FFmpegError):
+            self._container.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -183,7 +190,7 @@ class VideoWriter:
         if kind is None:
             self.close()
         else:
-            self._container.close()
+            self.abort()
 
 
 def decode(path: Path, start_s: float, fps: float, indices: np.ndarray, height: int, width: int, where: str = "") -> np.ndarray:

@@ -218,7 +218,8 @@ class DatasetWriter:
 
     def abort(self) -> None:
         """Remove everything written so far."""
-        self._rows.close()
+        for files in (self._rows, *self._videos.values()):
+            files.abort()
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def __enter__(self) -> Self:

@@ -1,0 +1,210 @@
+"""A recording on disk before it is a dataset, and how it becomes one: by `Recorder.finish`, or by whoever opens it after a crash.
+
+```
+ROOT/.recording/plan.json            what is recorded: embodiment, how images are kept, further columns
+ROOT/.recording/lock                 held by the process that records or assembles
+ROOT/.recording/episode-00000012/    rows.parquet, camera-0.mp4 ..., manifest.json: committed whole by `save_episode`
+ROOT/.recording/current/             the episode under way; worth nothing until it is committed
+ROOT/.recording/dataset/             the dataset that is being put together
+```
+Everything in ROOT but `.recording` comes from the episodes, and meta/ arrives last, in one rename: so whatever moment the power goes, the
+episodes are there, and putting them together again gives the same bytes. What does not belong here: recording (`recorder.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deftly import storage
+from deftly.contract import Embodiment
+from deftly.data.images import MAX_IMAGE_BYTES
+from deftly.data.schema import ACTION, DEFAULT_FEATURES, IMAGES, INFO_PATH, STATE, Feature, Storage, features_of
+from deftly.data.tables import read_table, to_numpy
+from deftly.data.video import VideoClip
+from deftly.data.writer import DatasetWriter, EpisodeData, Images
+from deftly.types import DataError, UsageError
+
+RECORDING = ".recording"
+ROWS = "rows.parquet"
+FORMAT_VERSION = 1
+PARTS = ("data", "videos", "meta")  # in the order in which they are moved into place
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recording holds; the same for all of its episodes."""
+
+    embodiment: Embodiment
+    images: Mapping[str, Storage]
+    extra: Mapping[str, tuple[str, ...]]
+    about: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        extra = {name: list(names) for name, names in self.extra.items()}
+        described = {"embodiment": self.embodiment.to_dict(), "images": dict(self.images), "extra": extra, "about": dict(self.about)}
+        return {"format_version": FORMAT_VERSION, **described}
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """From plan.json, which may be a stranger's."""
+        values = storage.read_json(path)
+        if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+            raise DataError(f"{path}: not the plan of a recording of this version of deftly")
+        embodiment, images, extra, about = (values.get(name) or {} for name in ("embodiment", "images", "extra", "about"))
+        if not all(isinstance(part, dict) for part in (images, extra, about)) or not _are_names(extra):
+            raise DataError(f"{path}: the plan is damaged; copy the recording again")
+        if not set(map(str, images.values())) <= {"video", "image"}:
+            raise DataError(f"{path}: images are kept as video or image, not {str(list(images.values()))[:60]}")
+        return cls(Embodiment.parse(embodiment, where=str(path)), images, {name: tuple(names) for name, names in extra.items()}, about)
+
+    @property
+    def features(self) -> dict[str, Feature]:
+        """Those of the dataset to be."""
+        return features_of(self.embodiment, self.images, self.extra)
+
+    def columns(self) -> dict[str, Feature]:
+        """The features that are rows of an episode: vectors, and images that stay images."""
+        return {name: item for name, item in self.features.items() if name not in DEFAULT_FEATURES and item.dtype != "video"}
+
+    def writer(self, root: Path) -> DatasetWriter:
+        return DatasetWriter(root, self.embodiment, images=self.images, extra=self.extra, about=self.about)
+
+
+def _are_names(extra: Any) -> bool:
+    return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in extra.values())
+
+
+def home(root: Path) -> Path:
+    """The folder of a recording below `root`, refused when it is a link to somewhere else."""
+    path = storage.inside(root, RECORDING)
+    for item in [root / RECORDING, *(path / name for name in ("dataset", "current", "lock"))]:
+        if item.is_symlink():  # guard: data.recording.link
+            raise DataError(f"{item}: a symbolic link, which no recording holds; remove it")
+    return path
+
+
+@contextlib.contextmanager
+def claimed(root: Path) -> Iterator[Path]:
+    """Hold the recording below `root` for this process; yields its folder.
+
+    Raises `UsageError` while another process records or assembles.
+    """
+    folder = home(root)
+    with storage.lock(folder / "lock", wait=False, who="recorder", remedy="finish that recording first"):
+        yield folder
+
+
+def saved_episodes(folder: Path) -> list[Path]:
+    """The committed episodes of a recording, in order; a gap says that somebody removed one."""
+    found = sorted(path for path in folder.glob("episode-*") if re.fullmatch(r"episode-\d{8}", path.name))
+    for number, path in enumerate(found):
+        if path.name != episode_name(number):
+            raise DataError(f"{folder}: {episode_name(number)} is missing; rename the later episodes to go on without it")
+    return found
+
+
+def episode_name(number: int) -> str:
+    return f"episode-{number:08d}"
+
+
+def read_episode(folder: Path, plan: Plan) -> EpisodeData:
+    """A committed episode, checked against the sha256 of its manifest; its videos stay where they are."""
+    about = storage.verify(folder)
+    where, length, tasks, more = str(folder), about.get("frames"), about.get("tasks"), about.get("extra")
+    if not isinstance(length, int) or not isinstance(more, dict) or not isinstance(tasks, list):
+        raise DataError(f"{folder}: its manifest has no frames, tasks and extra; it is not an episode of a recording")
+    if len(tasks) not in (1, length) or not all(isinstance(task, str) for task in tasks):
+        raise DataError(f"{folder}: {len(tasks)} instructions for {length} frames")
+    columns = plan.columns()
+    table = read_table(folder / ROWS, list(columns), max_rows=length)
+    if table.num_rows != length:
+        raise DataError(f"{folder / ROWS}: {table.num_rows} rows, the manifest says {length}")
+    vectors, images = {}, {}
+    for name, feature in columns.items():
+        if feature.is_camera:
+            images[name.removeprefix(IMAGES)] = [_encoded(value.as_py(), f"{where}: {name}") for value in table.column(name)]
+        else:
+            vectors[name] = to_numpy(table.column(name), f"{where}: {name}").reshape(length, -1)
+    clips: dict[str, Images] = {
+        camera.name: VideoClip(storage.inside(folder, clip_name(place)))
+        for place, camera in enumerate(plan.embodiment.cameras)
+        if camera.name not in images
+    }
+    return EpisodeData(
+        images={**clips, **images},
+        state=vectors.pop(STATE, np.zeros((length, 0), dtype=np.float32)),
+        action=vectors.pop(ACTION),
+        task=tasks[0] if len(tasks) == 1 else tasks,
+        extra_frame=vectors,
+        extra_episode=more,
+    )
+
+
+def clip_name(camera: int) -> str:
+    """File of the camera at this place of the embodiment: a number, because a camera's name is anybody's."""
+    return f"camera-{camera}.mp4"
+
+
+def _encoded(value: Any, where: str) -> bytes:
+    data = value.get("bytes") if isinstance(value, dict) else None
+    if not isinstance(data, bytes) or len(data) > MAX_IMAGE_BYTES:
+        raise DataError(f"{where}: an image is missing or larger than {MAX_IMAGE_BYTES} bytes")
+    return data
+
+
+def recover(root: Path) -> None:
+    """Make the dataset of a recording that was left unfinished; a folder without one is left alone. Doing it again changes nothing.
+
+    Raises `DataError` when nothing was saved, an episode is damaged, or the folder cannot be written; `UsageError` while it is recorded.
+    """
+    if not (root / RECORDING).exists():
+        return
+    try:
+        with claimed(root) as folder:
+            if (root / INFO_PATH).is_file():
+                shutil.rmtree(folder)  # only this was missing
+            else:
+                assemble(root)
+    except (OSError, UsageError) as error:
+        if (root / INFO_PATH).is_file():
+            return  # a whole dataset: what it was made from may stay
+        if isinstance(error, OSError):
+            why = f"{root}: its recording cannot be put together ({error.strerror or error})"
+            raise DataError(f"{why}; make room, or copy it to where it can be written, then open it again") from None
+        raise
+
+
+def assemble(root: Path) -> Path:
+    """The dataset of all saved episodes, in `root`; the recording is removed. The caller holds it (`claimed`)."""
+    folder = home(root)
+    episodes = saved_episodes(folder)
+    if not episodes:
+        raise DataError(f"{root}: no episode was saved in this recording; remove the folder to start anew")
+    plan, target = Plan.read(folder / "plan.json"), folder / "dataset"
+    for leftover in [target, *folder.glob(".*.tmp")]:
+        shutil.rmtree(leftover, ignore_errors=True)
+    with plan.writer(target) as writer:
+        for path in episodes:
+            try:
+                writer.add(read_episode(path, plan))
+            except DataError as error:
+                raise DataError(f"{error}; move {path} away and rename the later episodes to go on without it") from None
+        writer.finish()
+    for name in PARTS:
+        if name == PARTS[-1]:
+            storage.sync_directory(root)  # what meta/ speaks of is there before it
+        shutil.rmtree(root / name, ignore_errors=True)  # of an earlier attempt
+        if (target / name).is_dir():
+            os.replace(target / name, root / name)
+    storage.sync_directory(root)
+    shutil.rmtree(folder)
+    return root

@@ -1,0 +1,179 @@
+"""A recorder writes what a writer writes, refuses what is wrong before it costs anything, and goes on where it stopped."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deftly.contract import Camera
+from deftly.data.dataset import Dataset
+from deftly.data.recorder import Recorder
+from deftly.data.recording import RECORDING, recover
+from deftly.data.writer import DatasetWriter, EpisodeData
+from deftly.types import DataError, UsageError
+from guards import guards
+from robot_session import EXTRA, frame_of, length_of, record
+from small_data import robot
+
+
+def episode(number: int) -> EpisodeData:
+    frames = [frame_of(number, i) for i in range(length_of(number))]
+    return EpisodeData(
+        images={camera: np.stack([images[camera] for images, *_ in frames]) for camera in ("head", "wrist")},
+        state=np.stack([state for _, state, _, _ in frames]),
+        action=np.stack([action for _, _, action, _ in frames]),
+        task=f"task {number % 3}",
+        extra_frame={"force": np.stack([force for *_, force in frames])},
+        extra_episode={"seed": number},
+    )
+
+
+def test_recorded_is_written(tmp_path):
+    with Recorder(tmp_path / "recorded", robot(), extra=EXTRA, about={"place": "kitchen"}) as recorder:
+        assert [record(recorder, number) for number in range(3)] == [0, 1, 2]
+        assert recorder.finish() == tmp_path / "recorded"
+    with DatasetWriter(tmp_path / "written", robot(), extra=EXTRA) as writer:
+        for number in range(3):
+            writer.add(episode(number))
+        writer.finish()
+    recorded, written = Dataset.open(tmp_path / "recorded"), Dataset.open(tmp_path / "written")
+    assert recorded.features == written.features
+    assert recorded.tasks == written.tasks
+    assert recorded.embodiment == written.embodiment
+    for name in ("action", "observation.state", "force", "timestamp", "index", "task_index"):
+        assert np.array_equal(recorded.column(name), written.column(name))
+    for number in range(3):
+        true = episode(number).images
+        for camera in ("head", "wrist"):  # the key frames of the two videos lie elsewhere
+            assert np.abs(recorded.frames(number, camera).astype(int) - true[camera]).mean() < 4
+    assert json.loads((tmp_path / "recorded/meta/deftly.json").read_text())["place"] == "kitchen"
+    assert sorted(path.name for path in (tmp_path / "recorded").iterdir()) == ["data", "meta", "videos"]
+
+
+def test_what_is_discarded_leaves_no_trace(tmp_path):
+    for name, attempts in (("plain", 0), ("discarded", 2)):
+        with Recorder(tmp_path / name, robot(), extra=EXTRA, images={"wrist": "image"}) as recorder:
+            for number in range(2):
+                for _ in range(attempts):
+                    images, state, action, force = frame_of(7, 0)
+                    recorder.add_frame(images, state, action, {"force": force})
+                    assert recorder.num_frames == 1
+                    recorder.discard_episode()
+                record(recorder, number)
+            recorder.finish()
+    assert Dataset.open(tmp_path / "plain").hash == Dataset.open(tmp_path / "discarded").hash
+
+
+@guards("data.recorder.finite")
+def test_a_wrong_frame_leaves_no_trace_and_the_episode_goes_on(tmp_path):
+    images, state, action, force = frame_of(0, 0)
+    wrong = np.array([0, np.nan, 0, 0])
+    with Recorder(tmp_path / "data", robot(), extra=EXTRA) as recorder:
+        for arguments, message in [
+            ((images, state, wrong, {"force": force}), r"episode 0 frame 0: action\[1\] is nan; the frame was not recorded"),
+            ((images, state[:4], action, {"force": force}), r"observation\.state has shape \[4\], expected \[5\]"),
+            ((images, state, action), "force is missing"),
+            ((images, state, action, {"force": force, "torque": force}), "'torque' was not announced"),
+            (({"head": images["head"]}, state, action, {"force": force}), "no image of camera 'wrist'"),
+            (
+                ({**images, "head": images["head"][:8]}, state, action, {"force": force}),
+                r"expected uint8 \[32, 32, 3\], got uint8 \[8, 32, 3\]",
+            ),
+            (({**images, "head": images["head"].astype(float)}, state, action, {"force": force}), "got float64"),
+        ]:
+            with pytest.raises(DataError, match=message) as caught:
+                recorder.add_frame(*arguments)
+            assert "\n" not in str(caught.value)
+        record(recorder, 0)
+        recorder.finish()
+    assert Dataset.open(tmp_path / "data").num_frames == length_of(0)
+
+
+def test_what_cannot_be_saved_is_refused_and_not_lost(tmp_path):
+    images, state, action, force = frame_of(0, 0)
+    with Recorder(tmp_path / "data", robot(), extra=EXTRA) as recorder:
+        with pytest.raises(UsageError, match="no episode was saved"):
+            recorder.finish()
+        with pytest.raises(UsageError, match="holds no frames"):
+            recorder.save_episode("x")
+        recorder.add_frame(images, state, action, {"force": force})
+        for arguments, message in [
+            ((" ",), "the instruction is ' '"),
+            (("a\0b",), "the instruction is"),
+            (("\ud800",), "not valid text"),
+            ((["a", "b"],), "2 instructions for 1 frames"),
+            (("x", {"length": 3}), "has the name of one of the format"),
+            (("x", {"a/b": 3}), "has the name of one of the format"),
+            (("x", {"note": [1]}), "it may be text"),
+            (("x", {"note": float("nan")}), "it may be text"),
+        ]:
+            with pytest.raises(UsageError, match=message):
+                recorder.save_episode(*arguments)
+        with pytest.raises(UsageError, match="1 frames are not saved"):
+            recorder.finish()
+        recorder.save_episode("x")
+        recorder.finish()
+    assert Dataset.open(tmp_path / "data").num_frames == 1
+
+
+def test_a_recording_goes_on_only_when_asked_and_only_with_the_same_robot(tmp_path):
+    root = tmp_path / "data"
+    with Recorder(root, robot(), extra=EXTRA, resume=True) as recorder:
+        record(recorder, 0)
+    with pytest.raises(UsageError, match="unfinished recording; go on with resume=True"):
+        Recorder(root, robot(), extra=EXTRA)
+    with pytest.raises(UsageError, match=r"records something else: embodiment\.rate_hz: expected 10"):
+        Recorder(root, robot().replace(rate_hz=20), extra=EXTRA, resume=True)
+    with Recorder(root, robot(), extra=EXTRA, resume=True) as recorder:
+        assert recorder.num_episodes == 1
+        record(recorder, 1)
+        recorder.finish()
+    assert Dataset.open(root).num_episodes == 2
+    with pytest.raises(UsageError, match="exists already"):
+        Recorder(root, robot(), extra=EXTRA, resume=True)
+
+
+def test_what_cannot_become_a_dataset_is_refused_before_the_first_frame(tmp_path):
+    odd = Camera(name="head", height=33, width=32)
+    for embodiment, options, message in [
+        (robot().replace(rate_hz=7.5), {}, "whole number of frames"),
+        (robot().replace(cameras=(odd,)), {}, "even sides"),
+        (robot().replace(cameras=(odd.replace(name="a/../b"),)), {"images": {"a/../b": "image"}}, "cannot be part of a path"),
+        (robot(), {"extra": {"action": ("x",)}}, "collides"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            Recorder(tmp_path / "data", embodiment, **options)
+        assert not (tmp_path / "data").exists() or [path.name for path in (tmp_path / "data").rglob("*")] == [RECORDING, "lock"]
+
+
+def test_nothing_saved_is_not_a_dataset(tmp_path):
+    Recorder(tmp_path / "data", robot()).close()
+    with pytest.raises(DataError, match="no episode was saved in this recording"):
+        Dataset.open(tmp_path / "data")
+    recover(tmp_path)  # no recording there: nothing to do
+
+
+@guards("data.recording.link")
+def test_a_recording_of_a_stranger_stays_in_its_folder(tmp_path):
+    with Recorder(tmp_path / "data", robot(), extra=EXTRA) as recorder:
+        record(recorder, 0)
+    folder = tmp_path / "data" / RECORDING
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "canary").write_text("x")
+    (folder / "dataset").symlink_to(outside)
+    with pytest.raises(DataError, match="a symbolic link"):
+        Dataset.open(tmp_path / "data")
+    (folder / "dataset").unlink()
+    for damage in ("[" * 100_000, "{}", '{"format_version": 1, "embodiment": {}, "images": {"a": "raw"}, "extra": {}, "about": {}}'):
+        plan = (folder / "plan.json").read_text()
+        (folder / "plan.json").write_text(damage)
+        with pytest.raises(DataError, match=r"plan\.json"):
+            Dataset.open(tmp_path / "data")
+        (folder / "plan.json").write_text(plan)
+    folder.rename(outside / "elsewhere")
+    folder.symlink_to(outside / "elsewhere")
+    with pytest.raises(DataError, match=r"leads outside|symbolic link"):
+        Dataset.open(tmp_path / "data")
+    assert (outside / "canary").exists()
+    assert (outside / "elsewhere/plan.json").exists()
