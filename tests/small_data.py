@@ -97,7 +97,9 @@ def random_images(size: int, frames: int, side: int, seed: int = 0) -> torch.Ten
     return torch.randint(0, 256, (size, frames, side, side, 3), generator=draw, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
 
 
-def build_windows(dataset: FakeDataset, cache: Path, window: Window = Window(frames=2, chunk=4), size: int = 16) -> Windows:
+def build_windows(
+    dataset: FakeDataset, cache: Path, window: Window = Window(frames=2, chunk=4), size: int = 16, stored: int | None = None
+) -> Windows:
     """The loader's parts over a fake dataset, without `DataConfig`."""
     measured = measure(dataset, np.arange(dataset.num_frames))  # type: ignore[arg-type]
     tokenizer = TextTokenizer.train(dataset.tasks)
@@ -105,6 +107,7 @@ def build_windows(dataset: FakeDataset, cache: Path, window: Window = Window(fra
         embodiment=dataset.embodiment,
         cameras=dataset.cameras,
         image_size=size,
+        stored_size=stored,
         window=window,
         executed_steps=2,
         normalization="quantile",
@@ -114,6 +117,6 @@ def build_windows(dataset: FakeDataset, cache: Path, window: Window = Window(fra
         dataset_hash=dataset.hash,
     )
     encoder = ObservationEncoder(contract, measured, tokenizer)
-    store = FrameStore.prepare(dataset, dataset.cameras, size, cache)  # type: ignore[arg-type]
+    store = FrameStore.prepare(dataset, dataset.cameras, stored or size, cache)  # type: ignore[arg-type]
     frames = Frames(store, contract, dataset.episode_start)
     return Windows(Columns.prepare(dataset, cache), frames, encoder, dataset.tasks)  # type: ignore[arg-type]

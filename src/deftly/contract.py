@@ -156,6 +156,8 @@ class Contract(Config):
     """What each of the policy's cameras is on this robot, for a policy of several robots; null: every camera is the embodiment's own."""
     image_size: int = pydantic.Field(gt=0)
     """Side in pixels of the square image that the policy sees."""
+    stored_size: int | None = pydantic.Field(default=None, gt=0)
+    """Side in pixels to which images are fitted first, where training kept larger frames so that a crop had pixels; null: image_size."""
     window: Window
     executed_steps: int = pydantic.Field(gt=0)
     """How many actions of a chunk are played before the next inference."""
@@ -165,6 +167,12 @@ class Contract(Config):
     text_length: int = pydantic.Field(gt=0)
     dataset_hash: str
     """Content hash of the training data: what resume compares, and a provenance for everybody else."""
+
+    @property
+    def frame_size(self) -> int:
+        """Side in pixels at which frames wait for augmentation: `stored_size`, else `image_size`."""
+        return self.stored_size or self.image_size
+
     actions: RelativeActions | None = None
     """How the policy's actions are counted; null: as they were recorded."""
     widths: tuple[int, int] | None = None

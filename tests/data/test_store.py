@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import pickle
 import threading
@@ -84,21 +85,43 @@ def test_two_builders_at_once_decode_once(tmp_path):
     assert dataset.decoded == 2 * 80
 
 
+def prepare_elsewhere(root: Path, cache: Path, ready, results) -> None:
+    """What another process does: wait for the others, prepare, report the bytes."""
+    dataset = Dataset.open(root)
+    ready.wait()
+    store = FrameStore.prepare(dataset, CAMERAS, 16, cache)
+    results.put({camera: frames.tobytes() for camera, frames in store.frames.items()})
+
+
+def test_two_processes_at_once_fill_one_store(tmp_path, capfd):
+    root, cache = write_dataset(tmp_path / "data"), tmp_path / "cache"
+    context = multiprocessing.get_context("spawn")
+    ready, results = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=prepare_elsewhere, args=(root, cache, ready, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    one, two = (results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    assert one == two
+    assert capfd.readouterr().err.count("decoding head, wrist") == 1
+    assert one["head"] == prepare(Dataset.open(root), tmp_path / "other").frames["head"].tobytes()
+
+
 def test_a_failed_build_leaves_nothing_behind(tmp_path):
     class Broken(FakeDataset):
         def frames(self, episode, camera, indices=None):
             images = super().frames(episode, camera, indices)
             return images[:-1] if episode == 1 else images
 
-    with pytest.raises(DataError, match="episode 1, camera 'head': 4 frames where 5"):
+    with pytest.raises(DataError, match=r"episode 1, camera 'head': 4 frames where 5 .*data check"):
         prepare(Broken(), tmp_path)
     assert [path.name for path in (tmp_path / "frames").iterdir()] == [".lock"]
 
 
-def test_a_store_larger_than_its_share_of_the_disk_is_refused_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FREE_SHARE", 1e-12)
+def test_a_store_larger_than_its_share_of_the_disk_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(UsageError, match=r"need 0\.0 MiB, more than 0% of .* smaller image_size"):
-        prepare(FakeDataset(), tmp_path)
+        prepare(FakeDataset(), tmp_path, share=1e-12)
 
 
 def test_long_episodes_are_decoded_in_pieces(tmp_path, monkeypatch):

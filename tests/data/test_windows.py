@@ -1,10 +1,16 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deftly.contract import Window
-from deftly.data.windows import Selection, locate
+from deftly.contract import Camera, Mirror, Window
+from deftly.data.augment import OFF
+from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
+from deftly.data.windows import Selection, Windows, check_mirror, locate
+from deftly.types import UsageError
+from guards import guards
+from small_data import FakeDataset, build_windows, robot
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(1, 4), st.integers(1, 5))
@@ -60,3 +66,75 @@ def test_a_selection_holds_nothing_per_frame():
     held = sum(value.nbytes for value in vars(selection).values() if isinstance(value, np.ndarray))
     assert held <= 24 * 1000
     assert selection.rows(np.array([0, 123456789, 10**9 - 1])).tolist() == [0, 123456789, 10**9 - 1]
+
+
+# Samples ---------------------------------------------------------------------------------------------------------------------------------
+
+TWO_ARMS = robot().replace(
+    cameras=(Camera(name="left", height=16, width=16), Camera(name="right", height=16, width=16)),
+    mirror=Mirror(
+        state_order=(1, 0, 2, 3, 4),
+        state_sign=(1, 1, -1, 1, 1),
+        action_order=(0, 2, 1, 3),
+        action_sign=(-1, 1, 1, 1),
+        cameras={"left": "right", "right": "left"},
+    ),
+)
+STILL = OFF.replace(mirror=0.5)
+
+
+def two_arms(tmp_path, **more) -> Windows:
+    dataset = FakeDataset(embodiment=TWO_ARMS, cameras=("left", "right"), tasks=("put the cup to the left of the bowl", "lift it"))
+    return build_windows(dataset, tmp_path, **more)
+
+
+def test_a_mirrored_sample_is_mirrored_in_every_part(tmp_path):
+    windows = two_arms(tmp_path)
+    rows, key = np.arange(21), torch.arange(21)
+    plain, half = (windows.build(rows, key, windows.frames.read(rows, key, config), config) for config in (OFF, STILL))
+    mirrored = draw_mirrored(key, 0.5)
+    assert 0 < mirrored.sum() < 21
+    raw = {name: windows.encoder.state.unnormalize(batch.state.numpy()) for name, batch in (("plain", plain), ("half", half))}
+    acts = {name: windows.encoder.action.unnormalize(batch.actions.numpy()) for name, batch in (("plain", plain), ("half", half))}
+    assert np.allclose(raw["half"][mirrored], mirror_state(raw["plain"][mirrored], TWO_ARMS.mirror), atol=1e-5)
+    assert np.allclose(acts["half"][mirrored], mirror_action(acts["plain"][mirrored], TWO_ARMS.mirror), atol=1e-5)
+    for i in range(21):
+        if mirrored[i]:
+            assert torch.equal(half.images["left"][i], plain.images["right"][i].flip(-1))
+            assert torch.equal(half.images["right"][i], plain.images["left"][i].flip(-1))
+        else:
+            for name in ("left", "right"):
+                assert torch.equal(half.images[name][i], plain.images[name][i])
+            assert torch.equal(half.state[i], plain.state[i])
+            assert torch.equal(half.past_actions[i], plain.past_actions[i])
+            assert torch.equal(half.text.ids[i], plain.text.ids[i])
+
+
+@guards("data.windows.mirror_declared")
+def test_a_mirror_that_no_robot_declares_is_refused(tmp_path):
+    windows = build_windows(FakeDataset(), tmp_path)
+    with pytest.raises(UsageError, match=r"augmentation.mirror: the robot 'toy' declares no mirror"):
+        check_mirror(STILL, windows.encoder.contract)
+    check_mirror(OFF, windows.encoder.contract)
+
+
+@guards("data.windows.mirror_partner")
+def test_a_mirror_needs_the_partner_camera(tmp_path):
+    contract = two_arms(tmp_path).encoder.contract
+    check_mirror(STILL, contract)
+    with pytest.raises(UsageError, match="camera 'left' mirrored shows 'right', which the policy does not see"):
+        check_mirror(STILL, contract.replace(cameras=("left",)))
+
+
+@pytest.mark.parametrize("stored", [None, 20])
+def test_unaugmented_images_are_those_that_the_agent_would_make(tmp_path, stored):
+    dataset = FakeDataset()
+    windows = build_windows(dataset, tmp_path, Window(frames=1, chunk=2), stored=stored)
+    rows, key = np.arange(21), torch.arange(21)
+    images = windows.frames.read(rows, key, OFF)
+    for row in rows:
+        episode = int(np.searchsorted(dataset.episode_start, row, side="right")) - 1
+        shot = {name: dataset.frames(episode, name, np.array([row - dataset.episode_start[episode]]))[0] for name in dataset.cameras}
+        seen = windows.encoder.images({"images": shot, "state": dataset.state[row], "instruction": ""})
+        for name in dataset.cameras:
+            assert np.array_equal(images[name][row, 0].numpy(), seen[name])

@@ -19,6 +19,7 @@ from deftly.data.images import check_image, resize_with_pad
 from deftly.data.normalize import Normalizer
 from deftly.data.schema import ACTION, STATE
 from deftly.data.tokenizer import TextTokenizer
+from deftly.data.warp import shrink
 from deftly.types import Batch, DataError, Observation, Tokens
 
 Statistics = dict[str, dict[str, list[float]]]
@@ -80,7 +81,9 @@ class ObservationEncoder:
                 raise DataError(
                     f"observation: camera {name!r} is {size} pixels (h x w), the policy was trained on {wanted}; set the camera to that"
                 )
-            found[name] = resize_with_pad(image, self.contract.image_size)
+            found[name] = resize_with_pad(image, self.contract.frame_size)
+            if self.contract.frame_size != self.contract.image_size:  # as the loader's frames, with the map of the whole frame
+                found[name] = shrink(np.stack([found[name]]), self.contract.image_size)[0]
         return found
 
     def raw_state(self, observation: Observation) -> Float[np.ndarray, "s"]:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from deftly.data.augment import OFF, AugmentConfig, augment_colour
-from deftly.data.windows import Frames, Selection, Windows
+from deftly.data.windows import Frames, Selection, Windows, check_mirror
 from deftly.randomness import permute, sample_keys
 from deftly.types import Batch, DataError, Stream
 
@@ -100,6 +100,7 @@ class Loader(Stream):
         """`selection` holds the windows to draw from."""
         if not len(selection):
             raise DataError("there is no window to load: the episodes of this split are empty")
+        check_mirror(augmentation, windows.encoder.contract)
         self.windows, self.selection = windows, selection
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.augmentation, self.device = augmentation, torch.device(device)
@@ -119,7 +120,7 @@ class Loader(Stream):
     def next(self) -> Batch:
         """The next full batch; raises `WorkerError` when a worker process died."""
         images = self._from_worker() if self.workers else self._source[self._consumed]
-        batch = self.windows.build(*self._source.take(self._consumed), images)
+        batch = self.windows.build(*self._source.take(self._consumed), images, self.augmentation)
         self._consumed += self.batch_size
         return augment_colour(self._transfer(batch), self.augmentation)
 

@@ -50,6 +50,8 @@ class DataConfig(Config):
     workers: int = pydantic.Field(default=0, ge=0, le=256)
     """Processes that prepare batches; 0 prepares them where training runs. The batches are the same."""
     augmentation: AugmentConfig = AugmentConfig()
+    disk_share: float = pydantic.Field(default=0.2, gt=0, le=1)
+    """Most of the free disk space that decoded frames may take; more is refused, with the figures."""
     text_length: int = pydantic.Field(default=16, ge=1, le=4096)
     """Words per instruction; a training instruction that is longer is an error."""
 
@@ -82,6 +84,7 @@ class DataConfig(Config):
             embodiment=dataset.embodiment,
             cameras=cameras,
             image_size=self.image_size,
+            stored_size=self._stored_size(dataset, cameras),
             window=self.window,
             executed_steps=executed_steps,
             normalization=self.normalization,
@@ -94,7 +97,7 @@ class DataConfig(Config):
         pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, cameras))
         decoders = usable_cores() if pixels > FEW_PIXELS else 0
         cache = cache_dir or default_cache(dataset.root)
-        store = FrameStore.prepare(dataset, cameras, self.image_size, cache, decoders)
+        store = FrameStore.prepare(dataset, cameras, contract.frame_size, cache, decoders, share=self.disk_share)
         frames = Frames(store, contract, dataset.episode_start)
         windows = Windows(Columns.prepare(dataset, cache), frames, encoder, dataset.tasks)
         train = Loader(
@@ -124,6 +127,12 @@ class DataConfig(Config):
                 f"{dataset.root}: cameras must name at least one camera, each once; it has {', '.join(dataset.cameras) or 'none'}"
             )
         return cameras
+
+    def _stored_size(self, dataset: Dataset, cameras: tuple[str, ...]) -> int | None:
+        """Side of the stored frames where crops need a margin; never more than was recorded, which would only repeat pixels."""
+        recorded = max(max(camera.height, camera.width) for camera in map(dataset.embodiment.camera, cameras))
+        size = min(self.augmentation.stored_size(self.image_size), max(recorded, self.image_size))
+        return size if size != self.image_size else None
 
     def _tokenizer(self, dataset: Dataset, rows: np.ndarray) -> TextTokenizer:
         """Trained on the instructions of the training episodes alone."""

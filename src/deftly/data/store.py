@@ -16,9 +16,10 @@ import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
 from deftly import storage
 from deftly.contract import fingerprint
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from deftly.data.dataset import Dataset
 
 FORMAT = "frames-1"
-FREE_SHARE = 0.2  # of the free disk space that a store may take
+DISK_SHARE = 0.2  # of the free disk space that a store may take
+EPISODES_AT_ONCE = 8  # one process decodes neighbours, which mostly lie in one file
 FRAMES = "frames.bin"
 DECODED_AT_ONCE = 256  # frames in memory: an episode of an hour must not need all of it
 
@@ -52,12 +54,21 @@ class FrameStore:
         return sum(frames.nbytes for frames in self.frames.values())
 
     @classmethod
-    def prepare(cls, dataset: Dataset, cameras: tuple[str, ...], image_size: int, cache_dir: Path, workers: int = 0) -> FrameStore:
+    def prepare(
+        cls,
+        dataset: Dataset,
+        cameras: tuple[str, ...],
+        image_size: int,
+        cache_dir: Path,
+        workers: int = 0,
+        *,
+        share: float = DISK_SHARE,
+    ) -> FrameStore:
         """Open the store of these cameras, decoding what is not there yet. Builders at the same time are safe: one fills, the others
         wait. `workers` processes decode; 0 decodes in this one.
 
         Raises:
-            UsageError: what is missing would take more than 20 % of the free disk space.
+            UsageError: what is missing would take more than `share` of the free disk space.
             DataError: a frame cannot be decoded, or a camera has another number of frames than the dataset has rows.
         """
         one = dataset.num_frames * image_size * image_size * 3
@@ -66,7 +77,7 @@ class FrameStore:
             with storage.lock(cache_dir / "frames" / ".lock", wait=True):
                 missing = {camera: home for camera, home in homes.items() if not _is_complete(home, one)}
                 if missing:
-                    _announce(len(missing) * one, cache_dir, list(missing), image_size)
+                    _announce(len(missing) * one, cache_dir, list(missing), image_size, share)
                     _build(dataset, missing, image_size, workers)
         return cls({camera: home / FRAMES for camera, home in homes.items()}, dataset.num_frames, image_size)
 
@@ -86,10 +97,10 @@ def default_cache(root: Path) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deftly"
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _map(path: Path, shape: tuple[int, ...], mode: Literal["r", "r+"] = "r") -> np.ndarray:
     if not shape[0]:
         return np.zeros(shape, np.uint8)  # an empty file cannot be mapped
-    return np.memmap(path, np.uint8, mode="r", shape=shape).view(np.ndarray)  # a plain view: slicing a memmap object costs microseconds
+    return np.memmap(path, np.uint8, mode=mode, shape=shape).view(np.ndarray)  # a plain view: slicing a memmap object costs microseconds
 
 
 def _is_complete(home: Path, num_bytes: int) -> bool:
@@ -103,12 +114,13 @@ def _is_complete(home: Path, num_bytes: int) -> bool:
         return False
 
 
-def _announce(needed: int, cache_dir: Path, cameras: list[str], image_size: int) -> None:
+def _announce(needed: int, cache_dir: Path, cameras: list[str], image_size: int, share: float) -> None:
     free = shutil.disk_usage(cache_dir).free
-    if needed > FREE_SHARE * free:
+    if needed > share * free:
         raise UsageError(
-            f"{cache_dir}: decoded frames of {', '.join(cameras)} at {image_size} px need {_size(needed)}, more than {FREE_SHARE:.0%} "
-            f"of the {_size(free)} that are free; use a smaller image_size, fewer cameras, or set DEFTLY_CACHE to a larger disk"
+            f"{cache_dir}: decoded frames of {', '.join(cameras)} at {image_size} px need {_size(needed)}, more than {share:.0%} "
+            f"of the {_size(free)} that are free; use a smaller image_size, fewer cameras, a larger disk_share, or set DEFTLY_CACHE to a "
+            "larger disk"
         )
     print(
         f"decoding {', '.join(cameras)} at {image_size} px: {_size(needed)} in {cache_dir} ({_size(free)} free)",
@@ -158,32 +170,51 @@ def _reserve(file: int, num_bytes: int) -> None:
 
 def _fill(dataset: Dataset, paths: dict[str, Path], image_size: int, workers: int) -> None:
     """Decode every episode of every camera; a worker process opens the dataset itself and writes its rows into the same file."""
-    jobs = [(camera, episode) for camera in paths for episode in range(dataset.num_episodes)]
+    parts = [
+        range(first, min(first + EPISODES_AT_ONCE, dataset.num_episodes)) for first in range(0, dataset.num_episodes, EPISODES_AT_ONCE)
+    ]
+    jobs = [Job(camera, part) for camera in paths for part in parts]
     open_dataset = functools.partial(type(dataset).open, dataset.root) if workers else lambda: dataset
     make = functools.partial(_filler, open_dataset, paths, image_size)
-    with Progress("decode", len(jobs), "episodes") as progress:
-        for _ in processes.run(make, jobs, workers=workers, name=lambda job: f"decoding {job[0]!r}"):
-            progress.advance()
+    with Progress("decode", len(paths) * dataset.num_episodes, "episodes") as progress:
+        for done in processes.run(make, jobs, workers=workers, name=lambda job: f"decoding {job.camera!r}"):
+            progress.advance(done)
 
 
-def _filler(open_dataset: Callable[[], Dataset], paths: dict[str, Path], image_size: int) -> Callable[[tuple[str, int]], None]:
-    """What one process does with each (camera, episode); made in the process itself."""
-    return functools.partial(_fill_episode, open_dataset(), paths, image_size)
+class Job(NamedTuple):
+    """Neighbouring episodes of a camera, for one process."""
+
+    camera: str
+    episodes: range
 
 
-def _fill_episode(dataset: Dataset, paths: dict[str, Path], image_size: int, job: tuple[str, int]) -> None:
-    """Decode one episode into its rows of the camera's file."""
-    camera, episode = job
-    start, end = (int(row) for row in dataset.episode_start[episode : episode + 2])
-    if start == end:
-        return
+def _filler(open_dataset: Callable[[], Dataset], paths: dict[str, Path], image_size: int) -> Callable[[Job], int]:
+    """What one process does with each job; made in the process itself."""
+    return functools.partial(_fill_episodes, open_dataset(), paths, image_size)
+
+
+def _fill_episodes(dataset: Dataset, paths: dict[str, Path], image_size: int, job: Job) -> int:
+    """Decode episodes into their rows of the camera's file; returns how many."""
+    rows = _map(paths[job.camera], (dataset.num_frames, image_size, image_size, 3), mode="r+")
+    for episode in job.episodes:
+        start, end = (int(row) for row in dataset.episode_start[episode : episode + 2])
+        for first in range(start, end, DECODED_AT_ONCE):
+            last = min(first + DECODED_AT_ONCE, end)
+            decode_into(dataset, job.camera, episode, np.arange(first - start, last - start), rows[first:last])
+    return len(job.episodes)
+
+
+def decode_into(
+    dataset: Dataset, camera: str, episode: int, indices: Int64[np.ndarray, "n"], target: UInt8[np.ndarray, "n size size 3"]
+) -> None:
+    """Frames of an episode, decoded and fitted into squares; a `DataError` says which episode is broken and what lists them all."""
     where = f"{dataset.root}: episode {episode}, camera {camera!r}"
-    rows = np.memmap(paths[camera], np.uint8, mode="r+", shape=(dataset.num_frames, image_size, image_size, 3))
-    for first in range(0, end - start, DECODED_AT_ONCE):
-        wanted = np.arange(first, min(first + DECODED_AT_ONCE, end - start))
-        images = dataset.frames(episode, camera, wanted)
-        if len(images) != len(wanted):
-            raise DataError(f"{where}: {len(images)} frames where {len(wanted)} rows need one; repair or drop the episode")
+    try:
+        images = dataset.frames(episode, camera, indices)
+        if len(images) != len(indices):
+            raise DataError(f"{where}: {len(images)} frames where {len(indices)} rows need one")
         check_image(images[0], where)
-        for index, image in zip(wanted, images, strict=True):
-            rows[start + index] = resize_with_pad(image, image_size)
+    except DataError as error:
+        raise DataError(f"{error}; `deftly data check {dataset.root}` lists every episode that cannot be used") from None
+    for image, square in zip(images, target, strict=True):
+        square[:] = resize_with_pad(image, target.shape[1])

@@ -11,21 +11,22 @@ Letters: b batch, t observation frames, k chunk, s selected episodes, e1 all epi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from deftly.contract import Contract, Window
-from deftly.data.augment import AugmentConfig
+from deftly.data.augment import OFF, AugmentConfig
 from deftly.data.columns import Columns
 from deftly.data.encoding import Gathered, ObservationEncoder
+from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
 from deftly.data.store import FrameStore
 from deftly.data.warp import draw_maps, warp
-from deftly.types import Batch, Tokens
+from deftly.types import Batch, Tokens, UsageError
 
 
 class WindowRows(NamedTuple):
@@ -99,17 +100,57 @@ class Frames:
 
     def read(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> dict[str, Tensor]:
         """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says."""
-        cameras, size = self.contract.cameras, self.contract.image_size
         seen = locate(self.episode_start, rows, self.contract.window)[1].observation
-        roles = [self.contract.embodiment.camera(name).role for name in cameras]
-        maps = draw_maps(key, cameras, roles, augmentation, size, self.store.image_size)
-        return {name: torch.from_numpy(warp(self.store.frames[name], seen, part, size)) for name, part in zip(cameras, maps, strict=True)}
+        return moved(self.store.frames, seen, key, augmentation, self.contract)
+
+
+def moved(
+    frames: Mapping[str, UInt8[np.ndarray, "n s s 3"]],
+    rows: Int64[np.ndarray, "b t"],
+    key: Int64[Tensor, "b"],
+    augmentation: AugmentConfig,
+    contract: Contract,
+) -> dict[str, Tensor]:
+    """Camera -> uint8 [b t h w 3]: rows of some frames under the geometry of an augmentation. A mirrored sample sees its partner camera."""
+    cameras, size = contract.cameras, contract.image_size
+    roles = [contract.embodiment.camera(name).role for name in cameras]
+    maps = draw_maps(key, cameras, roles, augmentation, size, contract.frame_size)
+    partners = contract.embodiment.mirror.cameras if contract.embodiment.mirror else {}
+    mirrored = draw_mirrored(key, augmentation.mirror)
+    images = {}
+    for name, part in zip(cameras, maps, strict=True):
+        partner = partners.get(name, name)
+        if partner == name or not mirrored.any():
+            images[name] = torch.from_numpy(warp(frames[name], rows, part, size))
+        else:
+            both = np.empty((*rows.shape, size, size, 3), np.uint8)
+            for source, chosen in ((name, ~mirrored), (partner, mirrored)):
+                both[chosen] = warp(frames[source], rows[chosen], part[chosen], size)
+            images[name] = torch.from_numpy(both)
+    return images
+
+
+def check_mirror(augmentation: AugmentConfig, contract: Contract) -> None:
+    """Raise a `UsageError` when samples are to be mirrored and the robot or the policy's cameras do not allow it."""
+    robot = contract.embodiment
+    if not augmentation.mirror:
+        return
+    if robot.mirror is None:  # guard: data.windows.mirror_declared
+        raise UsageError(
+            f"augmentation.mirror: the robot {robot.name!r} declares no mirror; set it to 0, or declare what left and right are"
+        )
+    for name in contract.cameras:
+        partner = robot.mirror.cameras[name]
+        if partner not in contract.cameras:  # guard: data.windows.mirror_partner
+            raise UsageError(
+                f"augmentation.mirror: camera {name!r} mirrored shows {partner!r}, which the policy does not see; add it to cameras"
+            )
 
 
 class Windows:
     """Row numbers to batches on the CPU: everything but pixels, which come from workers, and colour, which comes after transfer.
 
-    In this order: gather in raw units, normalise, tokenise, collate.
+    In this order: gather in raw units, mirror, normalise, tokenise, collate.
     """
 
     def __init__(self, columns: Columns, frames: Frames, encoder: ObservationEncoder, tasks: Sequence[str]) -> None:
@@ -117,22 +158,32 @@ class Windows:
         self.columns, self.frames, self.encoder = columns, frames, encoder
         self.text = encoder.tokens(tasks)
 
-    def build(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], images: dict[str, Tensor]) -> Batch:
+    def build(
+        self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], images: dict[str, Tensor], augmentation: AugmentConfig = OFF
+    ) -> Batch:
         """The windows whose current frames are `rows`, with the images that `frames.read` gave for them."""
-        episode, at = locate(self.frames.episode_start, rows, self.encoder.contract.window)
-        state, action, task = self.columns.state, self.columns.action, self.columns.task[rows].astype(np.int64)
+        contract, start = self.encoder.contract, self.frames.episode_start
+        episode, at = locate(start, rows, contract.window)
+        task = self.columns.task[rows].astype(np.int64)
+        state, past, action = self.columns.state[at.observation], self.columns.action[at.past_action], self.columns.action[at.action]
+        mirrored = draw_mirrored(key, augmentation.mirror)
+        if mirrored.any():
+            mirror = contract.embodiment.mirror
+            assert mirror is not None, "the loader refuses a mirror that is not declared"
+            state[mirrored] = mirror_state(state[mirrored], mirror)
+            past[mirrored], action[mirrored] = mirror_action(past[mirrored], mirror), mirror_action(action[mirrored], mirror)
         gathered = Gathered(
             images={name: image.numpy() for name, image in images.items()},
-            state=self.encoder.state.normalize(state[at.observation]),
+            state=self.encoder.state.normalize(state),
             observation_is_pad=at.observation_is_pad,
-            past_actions=self.encoder.action.normalize(action[at.past_action]),
+            past_actions=self.encoder.action.normalize(past),
             past_action_is_pad=at.past_action_is_pad,
             text=Tokens(ids=self.text.ids[task], is_pad=self.text.is_pad[task]),
             key=key,
             task=task,
             episode=episode,
-            frame=rows - self.frames.episode_start[episode],
-            actions=self.encoder.action.normalize(action[at.action]),
+            frame=rows - start[episode],
+            actions=self.encoder.action.normalize(action),
             action_is_pad=at.action_is_pad,
         )
         return self.encoder.collate(gathered)
