@@ -29,6 +29,17 @@ class DataError(UsageError):
     exit_code: ClassVar[int] = 65
 
 
+class EpisodeError(DataError):
+    """One episode is broken, the rest of its dataset need not be. `episode` is its number in the folder, `code` a word for the fault."""
+
+    def __init__(self, message: str, episode: int, code: str) -> None:
+        super().__init__(message)
+        self.episode, self.code = episode, code
+
+    def __reduce__(self) -> tuple[Any, ...]:  # worker processes send it home
+        return EpisodeError, (str(self), self.episode, self.code)
+
+
 @dataclass(kw_only=True, slots=True)
 class Tokens:
     """Token ids together with their padding mask."""

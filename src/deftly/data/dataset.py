@@ -1,30 +1,34 @@
 """Reading a LeRobotDataset v3.0: columns, tasks, provenance and decoded frames. Rows are found by their keys, never by their position.
 
-Opening checks the tables against each other; values and pixels are read when they are asked for.
+Opening reads the metadata alone; columns and pixels are read, and checked against it, when they are asked for.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from jaxtyping import Int64
 
 from deftly import storage
 from deftly.contract import Embodiment
 from deftly.data import video
-from deftly.data.images import decode_image
+from deftly.data.content import Watch, episode_digests
+from deftly.data.embedded import read_images
+from deftly.data.index import EpisodeIndex
 from deftly.data.recording import recover
-from deftly.data.schema import ACTION, DEFAULT_FEATURES, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, Info, embodiment_of, fill_path, read_info
-from deftly.data.tables import EpisodeTable, open_parquet, read_columns, read_episodes, read_tasks, to_numpy
-from deftly.types import DataError
+from deftly.data.rows import read_columns, read_rows, row_files
+from deftly.data.schema import ACTION, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, Info, embodiment_of, read_info
+from deftly.data.tables import EpisodeColumns, read_episodes, read_tasks
+from deftly.types import DataError, EpisodeError
 
-_TAIL_BYTES = 64 << 10  # the end of an mp4 holds its index, with the size of every packet
+TASK = "task_index"
 
 
 class Dataset:
@@ -33,21 +37,23 @@ class Dataset:
     Frames of all episodes are numbered in one line: those of episode e are `episode_start[e]:episode_start[e + 1]`.
     """
 
-    def __init__(self, root: Path, info: Info, tasks: tuple[str, ...], episodes: EpisodeTable, embodiment: Embodiment) -> None:
-        self.root, self.info, self.tasks, self.embodiment = root, info, tasks, embodiment
+    def __init__(
+        self, root: Path, info: Info, tasks: tuple[str, ...], index: EpisodeIndex, more: EpisodeColumns, embodiment: Embodiment
+    ) -> None:
+        self.root, self.info, self.index, self.embodiment = root, info, index, embodiment
         self.fps, self.robot_type, self.features = info.fps, info.robot_type, info.features
-        self.num_episodes, self.num_frames = len(episodes.length), int(episodes.length.sum())
-        self.episode_start = np.concatenate([[0], np.cumsum(episodes.length)]).astype(np.int64)
+        self.num_episodes, self.num_frames = len(index), index.num_frames
         self._camera_keys = info.cameras()
         self.cameras = tuple(self._camera_keys)
-        self._episodes = episodes
+        self._all_tasks, self._more = tasks, more
         self._columns: dict[str, np.ndarray] = {}
-        self._order: np.ndarray | None = None
+        self._opened = Watch(self._metadata_files())
 
     @classmethod
     def open(cls, root: Path) -> Dataset:
-        """Open a dataset folder; a one-line `DataError` says which file and episode contradict each other.
+        """Open a dataset folder by its metadata; rows and videos are read, and checked against it, when they are asked for.
 
+        A one-line `DataError` says which file and episode contradict each other.
         A recording that nobody finished becomes a dataset first, of all the episodes that were saved.
         """
         root = Path(root)
@@ -59,39 +65,59 @@ class Dataset:
             raise DataError(f"{root}: holds no {INFO_PATH}, so it is not a LeRobot dataset{unfinished}")
         info = read_info(root / INFO_PATH)
         tasks = read_tasks(root / TASKS_PATH)
-        episodes = read_episodes(root, info)
-        dataset = cls(root, info, tasks, episodes, _embodiment(root, info))
-        dataset._check()
-        return dataset
+        index, more = read_episodes(root, info)
+        for name, found in (("total_episodes", len(index)), ("total_frames", index.num_frames), ("total_tasks", len(tasks))):
+            if getattr(info, name) != found:
+                raise DataError(f"{root / INFO_PATH}: {name} is {getattr(info, name)}, the tables hold {found}")
+        return cls(root, info, tasks, index, more, _embodiment(root, info))
 
-    def _check(self) -> None:
-        for name, found in (("total_episodes", self.num_episodes), ("total_frames", self.num_frames), ("total_tasks", len(self.tasks))):
-            if getattr(self.info, name) != found:
-                raise DataError(f"{self.root / INFO_PATH}: {name} is {getattr(self.info, name)}, the tables hold {found}")
-        keys = read_columns(self.root, self.info, self._episodes, ["episode_index", "frame_index", "task_index"])
-        episode, frame, task = keys["episode_index"], keys["frame_index"], keys["task_index"]
-        expected_episode = np.repeat(np.arange(self.num_episodes), self._episodes.length)
-        expected_frame = np.arange(self.num_frames) - self.episode_start[expected_episode]
-        if not (np.array_equal(episode, expected_episode) and np.array_equal(frame, expected_frame)):
-            self._order = np.lexsort((frame, episode))
-            episode, frame, task = episode[self._order], frame[self._order], task[self._order]
-            wrong = np.flatnonzero((episode != expected_episode) | (frame != expected_frame))
-            if len(wrong):
-                row = int(wrong[0])
-                raise DataError(
-                    f"{self.root}/data: episode {expected_episode[row]} has no single row for frame {expected_frame[row]} "
-                    f"(found episode {episode[row]} frame {frame[row]}); rows are missing, repeated or numbered wrongly"
-                )
-        outside = np.flatnonzero((task < 0) | (task >= len(self.tasks)))
+    def select(self, episodes: Int64[np.ndarray, "n"]) -> Dataset:
+        """These episodes in this order, renumbered from 0; nothing is copied, and what is left out is never read.
+
+        Its tasks are those of its episodes, numbered by first use, as a writer would number them. Raises `UsageError` for an episode that
+        is not there, or is named twice.
+        """
+        index = self.index.take(np.asarray(episodes, np.int64))
+        if index.source is not None and np.array_equal(index.source, np.arange(self._more.num_episodes)):
+            index = replace(index, source=None)
+        return Dataset(self.root, self.info, self._all_tasks, index, self._more, self.embodiment)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.root, self.index.source)  # other processes read the metadata themselves, and no column before they use it
+
+    @property
+    def episode_start(self) -> Int64[np.ndarray, "e1"]:
+        """The first frame of each episode, and the number of all frames at the end."""
+        return self.index.start
+
+    @property
+    def source_episode(self) -> Int64[np.ndarray, "e"]:
+        """The number that each episode has in the folder."""
+        return self.index.numbers(np.arange(self.num_episodes, dtype=np.int64))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The instructions; those of a selection are the ones that occur in it."""
+        return self._all_tasks if self.index.source is None else tuple(self._all_tasks[i] for i in self._used_tasks)
+
+    @cached_property
+    def _used_tasks(self) -> np.ndarray:
+        """The folder's task numbers that occur here, in order of first use."""
+        used, first = np.unique(self._task_column, return_index=True)
+        return used[np.argsort(first)]
+
+    @cached_property
+    def _task_column(self) -> np.ndarray:
+        """The folder's task number of every frame, int64 [N], checked."""
+        task = read_columns(self.root, self.info, self.index, [TASK])[TASK]
+        outside = np.flatnonzero((task < 0) | (task >= len(self._all_tasks)))
         if len(outside):
             row = int(outside[0])
-            where = f"{self.root}/data: episode {episode[row]} frame {frame[row]}"
-            raise DataError(f"{where}: task_index is {task[row]}, {TASKS_PATH} holds {len(self.tasks)} tasks")
-        task.flags.writeable = False
-        self._columns["task_index"] = task
-        for path in self.video_files():
-            if not path.is_file() or path.stat().st_size == 0:
-                raise DataError(f"{path}: the video is missing or empty")
+            episode = int(np.searchsorted(self.episode_start, row, side="right")) - 1
+            number, frame = self.index.number(episode), row - self.episode_start[episode]
+            where = f"{self.root}/data: episode {number} frame {frame}"
+            raise EpisodeError(f"{where}: task_index is {task[row]}, there are {len(self._all_tasks)} tasks", number, "task")
+        return task
 
     def column(self, name: str) -> np.ndarray:
         """A numeric column over all frames, read-only: vectors and floats as [N dim] float32, whole numbers as [N] int64."""
@@ -100,11 +126,7 @@ class Dataset:
             if feature is None or not feature.is_numeric or len(feature.shape) != 1:
                 known = [key for key, item in self.features.items() if item.is_numeric and len(item.shape) == 1]
                 raise DataError(f"{self.root}: no numeric column {name!r}; there are {', '.join(known)}")
-            values = read_columns(self.root, self.info, self._episodes, [name])[name]
-            values = values if self._order is None else values[self._order]
-            values = np.ascontiguousarray(values)
-            values.flags.writeable = False
-            self._columns[name] = values
+            self._columns[name] = read_columns(self.root, self.info, self.index, [name])[name]
         return self._columns[name]
 
     @property
@@ -117,72 +139,97 @@ class Dataset:
         """Actions, float32 [N a]."""
         return self.column(ACTION)
 
-    @property
+    def chunks(self, names: Sequence[str]) -> Iterator[tuple[Int64[np.ndarray, "m"], dict[str, np.ndarray]]]:
+        """Numeric columns file by file, so that one file at a time is in memory: (episodes, name -> their rows one after the other).
+
+        Files come in order of first use, which is not always the order of the episodes. `task_index` is an index into `tasks`.
+        """
+        for path, episodes in row_files(self.root, self.info, self.index):
+            found = read_rows(path, self.info, self.index, episodes, [name for name in names if name != TASK])
+            if TASK in names:
+                rows = [np.arange(*self.episode_start[episode : episode + 2]) for episode in episodes]
+                found[TASK] = self.task_of_frame[np.concatenate(rows)]
+            yield episodes, found
+
+    @cached_property
     def task_of_frame(self) -> np.ndarray:
         """Index into `tasks`, int64 [N]."""
-        return self._columns["task_index"]
+        if self.index.source is None:
+            return self._task_column
+        place = np.zeros(len(self._all_tasks), np.int64)
+        place[self._used_tasks] = np.arange(len(self._used_tasks))
+        task = place[self._task_column]
+        task.flags.writeable = False
+        return task
 
-    @property
+    @cached_property
     def episode_length(self) -> np.ndarray:
         """Frames of each episode, int64 [E]."""
-        return self._episodes.length
+        return np.diff(self.episode_start)
 
     @property
     def extra_names(self) -> tuple[str, ...]:
         """Names of the per-episode columns beyond those of the format."""
-        return tuple(self._episodes.extra)
+        return self._more.names
 
     def extra(self, name: str) -> list[Any]:
         """A per-episode column beyond those of the format (seed, scene, skill ...): one value per episode, None where there is none."""
-        return list(self._episodes.extra.get(name, [None] * self.num_episodes))
+        values = self._more.read(name)
+        return values if self.index.source is None else [values[number] for number in self.index.source]
 
     @cached_property
     def hash(self) -> str:
-        """sha256 over the metadata, every numeric column, and size and end of every video: equal for equal data, without decoding any."""
-        digest = hashlib.sha256()
+        """sha256 over the features, the embodiment and each episode's content in order: equal for equal data, without decoding any."""
         features = {name: item.to_dict() for name, item in sorted(self.features.items())}
-        digest.update(json.dumps([self.fps, features, self.tasks, self.embodiment.to_dict()], sort_keys=True).encode())
-        digest.update(self._episodes.length.tobytes())
-        for name, item in sorted(self.features.items()):
-            if item.is_numeric and len(item.shape) == 1 and name not in DEFAULT_FEATURES:
-                digest.update(name.encode() + self.column(name).tobytes())
-        digest.update(self.task_of_frame.tobytes())
-        for key, places in sorted(self._episodes.videos.items()):
-            digest.update(key.encode() + places.chunk.tobytes() + places.file.tobytes() + places.start_s.tobytes())
-        for path in self.video_files():
-            digest.update(_size_and_end(path))
-        if any(item.dtype == "image" for item in self.features.values()):
-            for path in self.data_files():
-                digest.update(_size_and_end(path))
+        digest = hashlib.sha256(json.dumps([self.fps, features, self.embodiment.to_dict()], sort_keys=True).encode())
+        digest.update(self.episode_length.tobytes())
+        digest.update(episode_digests(self.root, self.info, self.index, self.tasks, self.task_of_frame).tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def _watch(self) -> Watch:
+        return Watch([*self.data_files(), *self.video_files()])
+
+    def changed(self) -> str | None:
+        """Which file is not as it was; None where all are. Cheap: time of change and size of at most some thousand files.
+
+        The metadata is compared with when it was opened, rows and videos with the first call.
+        """
+        return self._opened.changed() or self._watch.changed()
+
+    def _metadata_files(self) -> list[Path]:
+        return [self.root / INFO_PATH, self.root / OURS_PATH, *self._more.paths]
 
     def data_files(self) -> list[Path]:
         """The parquet files that hold rows, in order of first use."""
-        return list(self._episodes.data_files(self.root, self.info))
+        return [path for path, _ in row_files(self.root, self.info, self.index)]
 
     def data_path(self, episode: int) -> Path:
         """The parquet file that holds the rows of an episode; whether it is there is another question."""
-        return self._episodes.data_path(self.root, self.info, episode)
+        return self.index.data_path(self.root, self.info, episode)
 
     def video_place(self, episode: int, camera: str) -> tuple[Path, float]:
         """The mp4 file that holds an episode of a camera, and the time in it, in seconds, of the episode's first frame."""
         key = self._camera_keys[camera]
-        return self._video_path(key, episode), float(self._episodes.videos[key].start_s[episode])
+        start_s = self.index.videos[key].start_s
+        return self.index.video_path(self.root, self.info, key, episode), 0.0 if start_s is None else float(start_s[episode])
 
     def video_files(self) -> list[Path]:
         """Every mp4 that an episode refers to, camera by camera."""
-        return [path for key in self._episodes.videos for path in self.video_places(key).values()]
+        return [
+            self.index.video_path(self.root, self.info, key, int(episodes[0]))
+            for key, places in self.index.videos.items()
+            for episodes in self.index.by_file(places)
+        ]
 
     def video_places(self, key: str) -> dict[tuple[int, int], Path]:
         """The mp4 files of a video feature: (chunk, file) number -> path, in order."""
-        places = self._episodes.videos[key]
-        pairs, first = np.unique(np.stack([places.chunk, places.file]), axis=1, return_index=True)
-        return {(int(chunk), int(file)): self._video_path(key, int(e)) for chunk, file, e in zip(*pairs, first, strict=True)}
-
-    def _video_path(self, key: str, episode: int) -> Path:
-        places = self._episodes.videos[key]
-        values = {"video_key": key, "chunk_index": int(places.chunk[episode]), "file_index": int(places.file[episode])}
-        return fill_path(self.root, self.info.video_path or "", values, str(self.root / INFO_PATH))
+        places = self.index.videos[key]
+        found = {}
+        for episodes in self.index.by_file(places):
+            chunk, file = places.numbers[places.file[episodes[0]]] if places.file is not None else (0, int(episodes[0]))
+            found[int(chunk), int(file)] = self.index.video_path(self.root, self.info, key, int(episodes[0]))
+        return dict(sorted(found.items()))
 
     def frames(self, episode: int, camera: str, indices: np.ndarray | None = None) -> np.ndarray:
         """Decoded frames of an episode, uint8 [n h w 3]: all of them, or those at `indices` (any order, repeats allowed).
@@ -193,54 +240,24 @@ class Dataset:
             raise DataError(f"{self.root}: no camera {camera!r}; there are {', '.join(self.cameras) or 'none'}")
         if not 0 <= episode < self.num_episodes:
             raise DataError(f"{self.root}: no episode {episode}; there are {self.num_episodes}")
-        length = int(self._episodes.length[episode])
+        length = int(self.episode_start[episode + 1] - self.episode_start[episode])
         indices = np.arange(length) if indices is None else np.asarray(indices, dtype=np.int64)
         if len(indices) and not (indices.min() >= 0 and indices.max() < length):
             raise DataError(f"{self.root}: episode {episode} has {length} frames, asked for {indices.min()}..{indices.max()}")
-        key = self._camera_keys[camera]
-        where = f"episode {episode}, camera {camera!r}"
+        key, number = self._camera_keys[camera], self.index.number(episode)
+        where = f"episode {number}, camera {camera!r}"
         height, width = self.features[key].height_width(where)
         if self.features[key].dtype == "image":
-            return self._images(episode, key, indices, height, width)
-        start = float(self._episodes.videos[key].start_s[episode])
-        return video.decode(self._video_path(key, episode), start, self.fps, indices, height, width, where)
-
-    def _images(self, episode: int, key: str, indices: np.ndarray, height: int, width: int) -> np.ndarray:
-        path = self._episodes.data_path(self.root, self.info, episode)
-        with open_parquet(path) as file:
-            groups = _groups_of(file, episode)
-            try:
-                table = file.read_row_groups(groups, columns=["episode_index", "frame_index", key])
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{path}: cannot be read ({error}); the file is truncated or corrupt") from None
-        rows = to_numpy(table.column("episode_index"), str(path)) == episode
-        numbers = to_numpy(table.column("frame_index"), str(path))
-        place = {int(number): i for i, number in enumerate(numbers) if rows[i]}
-        column = table.column(key)
-        images = np.zeros((len(indices), height, width, 3), dtype=np.uint8)
-        for i, index in enumerate(indices):
-            value = column[place[int(index)]].as_py()
-            images[i] = decode_image((value or {}).get("bytes"), height, width, f"{path}: episode {episode} frame {index} of {key!r}")
-        return images
+            return read_images(self.data_path(episode), number, key, indices, height, width, where)
+        try:
+            return video.decode(*self.video_place(episode, camera), self.fps, indices, height, width, where)
+        except DataError as error:
+            raise EpisodeError(str(error), number, "video") from None
 
 
-def _groups_of(file: pq.ParquetFile, episode: int) -> list[int]:
-    """The row groups that can hold rows of an episode, by their statistics where there are any."""
-    groups = []
-    for group in range(file.metadata.num_row_groups):
-        chunk = file.metadata.row_group(group)
-        columns = (chunk.column(i) for i in range(chunk.num_columns))
-        bounds = next((column.statistics for column in columns if column.path_in_schema == "episode_index"), None)
-        if bounds is None or not bounds.has_min_max or bounds.min <= episode <= bounds.max:
-            groups.append(group)
-    return groups
-
-
-def _size_and_end(path: Path) -> bytes:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(max(0, size - _TAIL_BYTES))
-        return size.to_bytes(8, "little") + hashlib.sha256(file.read()).digest()
+def _reopen(root: Path, episodes: np.ndarray | None) -> Dataset:
+    dataset = Dataset.open(root)
+    return dataset if episodes is None else dataset.select(episodes)
 
 
 def _embodiment(root: Path, info: Info) -> Embodiment:

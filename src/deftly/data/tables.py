@@ -1,9 +1,8 @@
-"""The parquet tables of a LeRobotDataset v3.0, read defensively: tasks, episodes, and the numeric columns of the data files."""
+"""The parquet tables of a LeRobotDataset v3.0, read defensively: tasks, episodes, and one numeric column at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deftly.data.schema import EPISODES_PATH, MAX_EPISODES, MAX_FRAMES, Info, fill_path
+from deftly.data.index import EpisodeIndex, Places
+from deftly.data.schema import EPISODES_PATH, MAX_EPISODES, MAX_FRAMES, Info
 from deftly.types import DataError
 
 _MAX_META_BYTES = 4 << 30  # of a table once decoded; a small file can claim any size
 
 
 _KNOWN = ("episode_index", "length", "dataset_from_index", "dataset_to_index", "tasks", "data/chunk_index", "data/file_index")
-
-
-@dataclass(frozen=True, slots=True)
-class VideoPlaces:
-    """Where the episodes of one camera are: file numbers int64 [E], and the time of the first frame in the file in seconds, float64 [E]."""
-
-    chunk: np.ndarray
-    file: np.ndarray
-    start_s: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class EpisodeTable:
-    """meta/episodes in order of episode_index: `length` and file numbers int64 [E], videos by feature key, further columns."""
-
-    length: np.ndarray
-    chunk: np.ndarray
-    file: np.ndarray
-    videos: dict[str, VideoPlaces]
-    extra: dict[str, list[Any]]
-
-    def data_path(self, root: Path, info: Info, episode: int) -> Path:
-        values = {"chunk_index": int(self.chunk[episode]), "file_index": int(self.file[episode])}
-        return fill_path(root, info.data_path, values, str(root / "meta/info.json"))
-
-    def data_files(self, root: Path, info: Info) -> dict[Path, int]:
-        """Each data file with the number of frames that its episodes should have in it, in order of first use."""
-        pairs, first, inverse = np.unique(np.stack([self.chunk, self.file]), axis=1, return_index=True, return_inverse=True)
-        frames = np.bincount(inverse.reshape(-1), weights=self.length, minlength=pairs.shape[1])
-        return {self.data_path(root, info, int(first[i])): int(frames[i]) for i in np.argsort(first)}
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -60,8 +30,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: not a parquet file ({_first_line(error)}); it is truncated or corrupt") from None
 
 
-def read_table(path: Path, columns: list[str] | None = None, max_rows: int = MAX_FRAMES) -> pa.Table:
-    """Columns of a parquet file, all by default, refused when it claims more than it may hold."""
+def read_table(path: Path, columns: list[str] | None = None, max_rows: int = MAX_FRAMES, groups: list[int] | None = None) -> pa.Table:
+    """Columns of a parquet file, all by default, refused when it claims more than it may hold; `groups` reads these row groups alone."""
     with open_parquet(path) as file:
         if file.metadata.num_rows > max_rows:
             raise DataError(f"{path}: {file.metadata.num_rows} rows, expected at most {max_rows}")
@@ -72,56 +42,63 @@ def read_table(path: Path, columns: list[str] | None = None, max_rows: int = MAX
         try:
             if columns is None and sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) > _MAX_META_BYTES:
                 raise DataError(f"{path}: more than {_MAX_META_BYTES} bytes once decoded")
-            return file.read(columns=columns)
+            return file.read(columns=columns) if groups is None else file.read_row_groups(groups, columns=columns)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}: cannot be read ({_first_line(error)}); it is truncated or corrupt") from None
 
 
+def groups_of(path: Path, first: int, last: int) -> list[int]:
+    """The row groups that can hold rows of episodes first..last, by their statistics where there are any."""
+    with open_parquet(path) as file:
+        bounds = [group_bounds(file.metadata.row_group(group)) for group in range(file.metadata.num_row_groups)]
+    return [group for group, (low, high) in enumerate(bounds) if low <= last and high >= first]
+
+
+def group_bounds(group: pq.RowGroupMetaData) -> tuple[int, int]:
+    """The first and last episode that a row group can hold; all of them where it does not say."""
+    columns = (group.column(i) for i in range(group.num_columns))
+    bounds = next((column.statistics for column in columns if column.path_in_schema == "episode_index"), None)
+    if bounds is None or not bounds.has_min_max or not isinstance(bounds.min, int):
+        return 0, MAX_EPISODES
+    return int(bounds.min), int(bounds.max)
+
+
 def to_numpy(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    """A numeric column as int64 [N] (whole numbers, booleans) or float32 [N dim] (floats, and vectors of anything)."""
+    """A numeric column as int64 [N] (whole numbers, booleans) or float32 [N ...] (floats as [N 1], and lists of anything, however deep)."""
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0) if array.num_chunks else pa.array([], type=column.type)
     if array.null_count:
         raise DataError(f"{where}: {array.null_count} values are missing")
-    kind = array.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    shape = [len(array)]
+    while _is_list(array.type):
         lengths = array.value_lengths().unique().to_pylist()
         if len(lengths) > 1:
             raise DataError(f"{where}: vectors of different lengths {sorted(lengths)[:4]}")
-        values = array.flatten()
-        if values.null_count or not _is_number(values.type):
+        shape.append(lengths[0] if lengths else 0)
+        array = array.flatten()
+        if array.null_count or not (_is_list(array.type) or _is_number(array.type)):
             raise DataError(f"{where}: not a vector of numbers")
-        flat = _plain(values).astype(np.float32)
-        return flat.reshape(len(array), lengths[0] if lengths else 0)
-    if pa.types.is_floating(kind):
-        return _plain(array).astype(np.float32)[:, None]
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return _plain(array).astype(np.int64)
-    raise DataError(f"{where}: {kind} is not a number")
+    if len(shape) > 1:
+        return _float32(array).reshape(shape)
+    if pa.types.is_floating(array.type):
+        return _float32(array)[:, None]
+    if pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
+        return array.to_numpy(zero_copy_only=False).astype(np.int64)
+    raise DataError(f"{where}: {array.type} is not a number")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
 
 
-def _plain(array: pa.Array) -> np.ndarray:
-    return array.to_numpy(zero_copy_only=False)
-
-
-def read_columns(root: Path, info: Info, episodes: EpisodeTable, names: list[str]) -> dict[str, np.ndarray]:
-    """Numeric columns over all data files, in the order of the files."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for path, frames in episodes.data_files(root, info).items():
-        table = read_table(path, names, max_rows=frames)
-        if table.num_rows != frames:
-            raise DataError(f"{path}: {table.num_rows} rows, its episodes have {frames} frames by meta/episodes")
-        for name in names:
-            values = to_numpy(table.column(name), f"{path}: {name}")
-            if values.ndim == 2 and values.shape[1] != info.features[name].shape[0]:
-                raise DataError(f"{path}: {name} has {values.shape[1]} dimensions, info.json says {info.features[name].shape[0]}")
-            parts[name].append(values)
-    return {name: np.concatenate(values) if values else np.zeros(0, dtype=np.int64) for name, values in parts.items()}
+def _float32(array: pa.Array) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, which the check finds
+        return array.to_numpy(zero_copy_only=False).astype(np.float32)
 
 
 def read_tasks(path: Path) -> tuple[str, ...]:
@@ -139,45 +116,86 @@ def read_tasks(path: Path) -> tuple[str, ...]:
     return tuple(texts[i] for i in np.argsort(indices))
 
 
-def read_episodes(root: Path, info: Info) -> EpisodeTable:
+class EpisodeColumns:
+    """The episode tables' further columns: provenance, statistics; each is read when it is asked for."""
+
+    def __init__(self, paths: list[Path], names: list[str], order: np.ndarray) -> None:
+        self.paths, self._all, self._order = paths, names, order
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those that are not of the format."""
+        return tuple(name for name in self._all if name not in _KNOWN and not name.startswith(("videos/", "meta/", "stats/")))
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self._order)
+
+    def read(self, name: str) -> list[Any]:
+        """One value per episode of the folder; None where there is none."""
+        if name not in self._all:
+            return [None] * len(self._order)
+        values: list[Any] = []
+        for path in self.paths:
+            with open_parquet(path) as file:
+                known, rows = name in file.schema_arrow.names, file.metadata.num_rows
+            values += read_table(path, [name], max_rows=MAX_EPISODES).column(name).to_pylist() if known else [None] * rows
+        return [values[i] for i in self._order]
+
+
+def read_episodes(root: Path, info: Info) -> tuple[EpisodeIndex, EpisodeColumns]:
     """meta/episodes, checked: every episode once, lengths positive and equal to their row ranges, every camera placed."""
     folder = root / EPISODES_PATH.split("/chunk")[0]
     paths = sorted(folder.glob("chunk-*/file-*.parquet"))
     if not paths:
         raise DataError(f"{folder}: no episode tables")
-    tables = []
+    keys = [key for key, item in info.features.items() if item.dtype == "video"]
+    wanted = [name for name in _KNOWN if name != "tasks"]
+    wanted += [f"videos/{key}/{name}" for key in keys for name in ("chunk_index", "file_index", "from_timestamp")]
+    tables, names = [], {}
     for path in paths:
         with open_parquet(path) as file:
-            names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
-        tables.append(read_table(path, names, max_rows=MAX_EPISODES))
+            names |= dict.fromkeys(file.schema_arrow.names)
+            found = [name for name in wanted if name in file.schema_arrow.names]
+        tables.append(read_table(path, found, max_rows=MAX_EPISODES))
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"{folder}: the episode tables do not fit together ({_first_line(error)})") from None
-    return _episodes(table, info, str(folder))
+    index, order = _index(table, keys, str(folder))
+    return index, EpisodeColumns(paths, list(names), order)
 
 
-def _episodes(table: pa.Table, info: Info, where: str) -> EpisodeTable:
+def _index(table: pa.Table, keys: list[str], where: str) -> tuple[EpisodeIndex, np.ndarray]:
     def integers(name: str) -> np.ndarray:
         values = to_numpy(_column(table, name, where), f"{where}: {name}")
         if values.dtype != np.int64:
             raise DataError(f"{where}: {name} is not a whole number")
-        return values[order]
+        return values if order is None else values[order]
 
-    order = np.arange(table.num_rows)
+    def files(prefix: str) -> tuple[np.ndarray, np.ndarray]:
+        numbers = integers(f"{prefix}chunk_index"), integers(f"{prefix}file_index")
+        for values in numbers:
+            if len(values) and not (values.min() >= 0 and values.max() < 1 << 31):
+                raise DataError(
+                    f"{where}: {prefix}chunk_index and file_index must be numbers of files, found {values.min()}..{values.max()}"
+                )
+        return numbers
+
+    order = None
     index = integers("episode_index")
     order = np.argsort(index, kind="stable")
     if not np.array_equal(index[order], np.arange(len(index))):
         raise DataError(f"{where}: episode_index must run from 0 to {len(index) - 1} with every number once")
-    length, start, end = integers("length"), integers("dataset_from_index"), integers("dataset_to_index")
-    wrong = np.flatnonzero((length <= 0) | (end - start != length))
+    length, begin, end = integers("length"), integers("dataset_from_index"), integers("dataset_to_index")
+    wrong = np.flatnonzero((length <= 0) | (length > MAX_FRAMES) | (end - begin != length))
     if len(wrong):
         e = int(wrong[0])
-        raise DataError(f"{where}: episode {e}: length {length[e]} does not match its rows {start[e]}..{end[e]}")
+        raise DataError(f"{where}: episode {e}: length {length[e]} does not match its rows {begin[e]}..{end[e]}")
     if length.sum() > MAX_FRAMES:
         raise DataError(f"{where}: {length.sum()} frames are more than {MAX_FRAMES}")
     videos = {}
-    for key in [key for key, item in info.features.items() if item.dtype == "video"]:
+    for key in keys:
         prefix = f"videos/{key}/"
         times = _column(table, prefix + "from_timestamp", where)
         if times.null_count or not _is_number(times.type):
@@ -185,10 +203,9 @@ def _episodes(table: pa.Table, info: Info, where: str) -> EpisodeTable:
         start_s = times.cast(pa.float64()).to_numpy()[order]  # float32 would lose frames late in a long file
         if not np.isfinite(start_s).all() or start_s.min(initial=0) < 0 or start_s.max(initial=0) > 1e7:
             raise DataError(f"{where}: {prefix}from_timestamp must be a time in seconds within its file")
-        videos[key] = VideoPlaces(integers(prefix + "chunk_index"), integers(prefix + "file_index"), start_s)
-    names = [name for name in table.column_names if name not in _KNOWN and not name.startswith(("videos/", "meta/", "stats/"))]
-    extra = {name: table.column(name).take(order).to_pylist() for name in names}
-    return EpisodeTable(length, integers("data/chunk_index"), integers("data/file_index"), videos, extra)
+        videos[key] = Places.of(*files(prefix), length, start_s)
+    start = np.concatenate([[0], np.cumsum(length)]).astype(np.int64)
+    return EpisodeIndex(start, Places.of(*files("data/"), length), videos), order
 
 
 def _column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:

@@ -7,6 +7,7 @@ are copied packet by packet where their times lie on the frame grid, which loses
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from deftly.types import DataError
 # most two decodes. No B-frames: packets leave the encoder in the order of their times.
 ENCODER_OPTIONS = {"crf": "18", "preset": "ultrafast", "g": "2", "bf": "0"}
 TOLERANCE_S = 1e-4  # between the time asked for and the time of the frame
+_SAMPLE_BYTES = 64 << 10  # of an episode's first packet, for its digest
 SEEK_GAP = 12  # frames apart at which seeking is cheaper than decoding on
 
 
@@ -97,6 +99,22 @@ def packet_times(path: Path) -> np.ndarray:
         if not times or stream.time_base is None:
             raise DataError(f"{path}: the video holds no frames; the file is truncated or not a video")
         return np.sort(np.array(times, dtype=np.float64)) * float(stream.time_base)
+
+
+def packet_digests(path: Path, first: np.ndarray, length: np.ndarray) -> list[bytes]:
+    """One sha256 per stretch of packets first..first + length: their sizes by the file's index, the key frames, the first one's bytes."""
+    with _open(path) as container:
+        entries = _stream(container, path).index_entries  # memory of the container: copied before it goes
+        packets = np.array([(entry.size, entry.is_keyframe, entry.pos) for entry in entries], np.int64).reshape(-1, 3)
+    found = []
+    with open(path, "rb") as file:
+        for begin, count in zip(first.tolist(), length.tolist(), strict=True):
+            digest = hashlib.sha256(packets[begin : begin + count, :2].tobytes())
+            if begin < len(packets):
+                file.seek(int(packets[begin, 2]))
+                digest.update(file.read(min(int(packets[begin, 0]), _SAMPLE_BYTES)))
+            found.append(digest.digest())
+    return found
 
 
 class VideoWriter:
