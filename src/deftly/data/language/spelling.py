@@ -1,0 +1,47 @@
+"""One typing error made in a word, and mended again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SHORTEST = 3  # letters: a shorter word is too near to too many others
+
+
+def neighbours(word: str) -> Iterator[str]:
+    """Every word that is one swap of two letters, deletion, substitution or insertion away; some come twice."""
+    for i in range(len(word) + 1):
+        before, after = word[:i], word[i:]
+        if len(after) > 1:
+            yield before + after[1] + after[0] + after[2:]
+        if after:
+            yield before + after[1:]
+        for letter in LETTERS:
+            if after:
+                yield before + letter + after[1:]
+            yield before + letter + after
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def mend(word: str, known: frozenset[str]) -> str:
+    """The one known word that is a single typing error away; `word` itself where it is known, short, or there are several or none."""
+    if word in known or len(word) < SHORTEST or not word.isascii() or not word.isalpha():
+        return word
+    found = known.intersection(neighbours(word))
+    return next(iter(found)) if len(found) == 1 else word
+
+
+def mistype(word: str, draw: np.random.Generator) -> str:
+    """`word` in lower case with one swap, insertion, deletion or substitution at a drawn place."""
+    kind, at, letter = int(draw.integers(4)), int(draw.integers(len(word))), LETTERS[draw.integers(26)]
+    if kind == 0 and len(word) > 1:
+        at = min(at, len(word) - 2)
+        return word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+    if kind == 1:
+        return word[:at] + letter + word[at:]
+    if kind == 2:
+        return word[:at] + word[at + 1 :]
+    return word[:at] + letter + word[at + 1 :]

@@ -1,0 +1,51 @@
+"""Left and right in a mirrored sample."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deftly.data.language import mirror_words
+
+ASIDE = [
+    "put the cup to the left of the plate",
+    "Left arm!",
+    "TURN RIGHT",
+    "the leftmost drawer",
+    "turn it clockwise",
+    "",
+    "an upright bottle",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("put the spoon to the left of the towel", "put the spoon to the right of the towel"),
+        ("Right arm, then LEFT arm", "Left arm, then RIGHT arm"),
+        ("open the left-hand drawer", "open the right-hand drawer"),
+        ("the rightmost cup", "the leftmost cup"),
+        ("rotate the knob clockwise", "rotate the knob counterclockwise"),
+        ("twist it anti-clockwise", "twist it clockwise"),
+        ("turn the pot right side up right now", "turn the pot right side up right now"),
+        ("put the leftover rice upright", "put the leftover rice upright"),
+        ("place the cup at a right angle, to the right", "place the cup at a right angle, to the left"),
+        ("pick up the red cup", "pick up the red cup"),
+    ],
+)
+def test_sides_are_exchanged_and_nothing_else(text: str, mirrored: str):
+    assert mirror_words(text) == mirrored
+
+
+@given(st.lists(st.sampled_from(["left", "Right", "LEFT", "the", "cup", "clockwise", "leftmost", "right now", "bright", ",", "all right"])))
+def test_twice_is_the_sentence_itself(parts: list[str]):
+    text = " ".join(parts)
+    assert mirror_words(mirror_words(text)) == text
+
+
+@given(st.text(max_size=80))
+def test_any_text_comes_through(text: str):
+    assert mirror_words(mirror_words(mirror_words(text))) == mirror_words(text)
+
+
+def test_a_user_may_bring_other_words():
+    assert mirror_words("stelle die Tasse nach links", [("links", "rechts")]) == "stelle die Tasse nach rechts"
