@@ -115,19 +115,24 @@ _SINGLE = """
 """
 # Verbs with a particle: it stands before the object or after it.
 _PARTICLES = """
-    put:down,away,back take:out,off,away,apart plug:in pull:out,up,down,open push:in,down,up pour:out knock:over,down tip:over
+    put:away,back take:out,off,away,apart plug:in pull:out,up,down,open push:in,down,up pour:out knock:over,down tip:over
     clean:up tidy:up stack:up hang:up fold:up roll:up bring:back move:back place:back slide:out,in,open,closed push:open,closed
     throw:away screw:on,in line:up hand:over give:back take:down wipe:down,off,up fill:up open:up wrap:up set:up close:up
 """
 
 
-def _defaults() -> Bank:
+def _single_forms() -> dict[str, tuple[str, ...]]:
     verbs: dict[str, tuple[str, ...]] = {word: (word,) for word in _SINGLE.split()}
     for entry in _PARTICLES.split():
         base, particles = entry.split(":")
         for particle in particles.split(","):
             verbs[f"{base} {particle}"] = (f"{base} {particle}", f"{base} {OBJECT} {particle}")
-    verbs |= {
+    return verbs
+
+
+BANK = Bank(
+    verbs=_single_forms()
+    | {
         "pick": ("pick up", "pick {} up", "grab", "get hold of"),
         "lift": ("lift", "lift up", "lift {} up", "raise"),
         "grasp": ("grasp", "grip"),
@@ -140,62 +145,56 @@ def _defaults() -> Bank:
         "toss": ("toss", "throw"),
         "release": ("release", "let go of"),
         "go": ("go", "navigate"),
-    }
-    del verbs["throw"], verbs["put down"]
-    return Bank(
-        verbs=verbs,
-        read_verbs={"pick": ("pick",), "turn": ("rotate",), "go": ("drive",)},
-        nouns=(
-            ("cup", "mug"),
-            ("cups", "mugs"),
-            ("cube", "block"),
-            ("cubes", "blocks"),
-            ("fridge", "refrigerator"),
-            ("counter", "countertop"),
-            ("faucet", "tap"),
-            ("cabinet", "cupboard"),
-            ("couch", "sofa"),
-            ("eggplant", "aubergine"),
-            ("zucchini", "courgette"),
-            ("trash", "garbage"),
-            ("middle", "center", "centre"),
-        ),
-        attributes=(("big", "large"), ("small", "little"), ("gray", "grey"), ("closest", "nearest"), ("furthest", "farthest")),
-        relations=(
-            ("in", "into", "inside", "inside of"),
-            ("on", "onto"),
-            ("next to", "beside"),
-            ("near", "close to"),
-            ("under", "underneath", "beneath"),
-            ("towards", "toward"),
-            ("off", "off of"),
-            ("between", "in between"),
-        ),
-        insertions=("please", "carefully", "gently"),
-        wrappers=(
-            "could you {}",
-            "can you {}",
-            "would you {}",
-            "could you please {}",
-            "please {}",
-            "now {}",
-            "robot please {}",
-            "i want you to {}",
-            "i would like you to {}",
-            "i need you to {}",
-            "your task is to {}",
-            "go ahead and {}",
-            "the robot should {}",
-        ),
-        sides=(
-            ("left", "right"),
-            ("leftmost", "rightmost"),
-            ("lefthand", "righthand"),
-            ("leftward", "rightward"),
-            ("leftwards", "rightwards"),
-            ("clockwise", "counterclockwise"),
-        ),
-    )
-
-
-BANK = _defaults()
+    },
+    read_verbs={"pick": ("pick",), "turn": ("rotate",), "go": ("drive",)},
+    nouns=(
+        ("cup", "mug"),
+        ("cups", "mugs"),
+        ("cube", "block"),
+        ("cubes", "blocks"),
+        ("fridge", "refrigerator"),
+        ("counter", "countertop"),
+        ("faucet", "tap"),
+        ("cabinet", "cupboard"),
+        ("couch", "sofa"),
+        ("eggplant", "aubergine"),
+        ("zucchini", "courgette"),
+        ("trash", "garbage"),
+        ("middle", "center", "centre"),
+    ),
+    attributes=(("big", "large"), ("small", "little"), ("gray", "grey"), ("closest", "nearest"), ("furthest", "farthest")),
+    relations=(
+        ("in", "into", "inside", "inside of"),
+        ("on", "onto"),
+        ("next to", "beside"),
+        ("near", "close to"),
+        ("under", "underneath", "beneath"),
+        ("towards", "toward"),
+        ("off", "off of"),
+        ("between", "in between"),
+    ),
+    insertions=("please", "carefully", "gently"),
+    wrappers=(
+        "could you {}",
+        "can you {}",
+        "would you {}",
+        "could you please {}",
+        "please {}",
+        "now {}",
+        "robot please {}",
+        "i want you to {}",
+        "i would like you to {}",
+        "i need you to {}",
+        "your task is to {}",
+        "go ahead and {}",
+        "the robot should {}",
+    ),
+    sides=(
+        ("left", "right"),
+        ("leftmost", "rightmost"),
+        ("lefthand", "righthand"),
+        ("leftward", "rightward"),
+        ("leftwards", "rightwards"),
+        ("clockwise", "counterclockwise"),
+    ),
+)
