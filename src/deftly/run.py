@@ -185,6 +185,7 @@ def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Pa
         "training": f"{steps} steps of {size}, {epochs:.1f} epochs of {windows} windows, {plan['precision']} on {plan['device']}, "
         f"{plan['checkpoint_bytes'] / 2**20:.0f} MiB per checkpoint",
         "adjusted": "; ".join(data.encoder.adjusted) or "no dimension needed a floor",
+        **({"augment": "; ".join(seen["augmentation_notes"])} if seen["augmentation_notes"] else {}),
     }
     for name, text in lines.items():
         print(f"{name:>9}  {text}", file=sys.stderr)

@@ -1,10 +1,12 @@
 """Image augmentation, counted: every draw is a function of a sample's key, so it depends on no worker, device or batch size.
 
-Photometric (pixels only): brightness, contrast, saturation and hue are one affine map of colour space, so they are fused into one 3x4
-matrix per sample and camera, applied on the training device after transfer. Geometric (`warp.py`, while frames are copied out of the
-store): crop, rotation and a shift of a few pixels (Yarats et al., "Image Augmentation Is All You Need", ICLR 2021) leave the action as it
-is, which holds approximately while they are small, and are withheld from wrist cameras; the mirror comes with its exact map of state,
-action, cameras and words (`mirror.py`). All frames of a window share their parameters.
+Photometric (pixels only), on the training device after transfer: brightness, contrast, saturation and hue are one affine map of colour
+space, fused into one 3x4 matrix per sample and camera; before it a blur, after it noise, then a patch that is greyed out.
+
+Geometric (`warp.py`, while frames are copied out of the store): crop, rotation and a shift of a few pixels (Yarats et al., "Image
+Augmentation Is All You Need", ICLR 2021) leave the action as it is, which holds approximately while they are small, and are withheld from
+wrist cameras; the mirror comes with its exact map of state, action, cameras and words (`mirror.py`). All frames of a window share their
+parameters.
 
 Letters: b batch, t frames, h w pixels.
 """
@@ -13,29 +15,34 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 import pydantic
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from deftly.config import Config
+from deftly.contract import Embodiment
 from deftly.randomness import integers, normal, uniform
 from deftly.types import Batch
 
 GRAY = (0.299, 0.587, 0.114)  # luma of BT.601
 MIDDLE = 127.5
 GROUP = 4  # pixels per row of the colour product: 12 numbers fill a vector register, 3 would not
-CHUNK = 4  # samples per pass on a CPU: their float copies stay in the cache
+CHUNK = 8  # samples per pass on a CPU: their float copies stay in the cache
 ROUNDING = 2.0**23  # adding it to a float in [0, 255] leaves the nearest integer in the low bits
 NOISE_BANK = 1 << 20
 CROP_MARGIN = 1.15
+BLUR_ONE = 1024  # blur weights are whole numbers that add up to this: twice over, 255 of them still fit into 32 bits
 
 Share = Annotated[float, pydantic.Field(ge=0.1, le=1)]
 Ratio = Annotated[float, pydantic.Field(ge=0.5, le=2)]
+Sigma = Annotated[float, pydantic.Field(gt=0, le=5)]
+Patch = Annotated[float, pydantic.Field(gt=0, le=0.5)]
 
 
 class AugmentConfig(Config):
@@ -50,7 +57,15 @@ class AugmentConfig(Config):
     hue: float = pydantic.Field(default=0.02, ge=0, le=0.5)
     """Turns around the colour circle, +- this. Keep it small: instructions name colours."""
     noise: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    """Standard deviation of white noise, as a share of full scale."""
+    """Largest standard deviation of white noise, as a share of full scale; each sample draws its own between 0 and this."""
+    blur: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of samples that are blurred by a 3 x 3 Gaussian of standard deviation `blur_sigma`."""
+    blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
+    """Smallest and largest, in pixels of the policy's image."""
+    erase: float = pydantic.Field(default=0.0, ge=0, le=1)
+    """Share of samples of which a rectangle is greyed out: no single patch may carry the answer."""
+    erase_area: tuple[Patch, Patch] = (0.02, 0.2)
+    """Smallest and largest rectangle, as a share of the image; up to three times as wide as high, and the other way round."""
     shift_pixels: int = pydantic.Field(default=2, ge=0)
     """Largest shift in pixels of the policy's image, both axes."""
     crop_scale: tuple[Share, Share] = (1.0, 1.0)
@@ -66,7 +81,7 @@ class AugmentConfig(Config):
 
     @pydantic.model_validator(mode="after")
     def check_ranges(self) -> AugmentConfig:
-        for name in ("crop_scale", "crop_ratio"):
+        for name in ("crop_scale", "crop_ratio", "blur_sigma", "erase_area"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} is a range from the smaller to the larger number, got {low} .. {high}")
@@ -84,23 +99,49 @@ class AugmentConfig(Config):
     def changes_colour(self) -> bool:
         return any((self.brightness, self.contrast, self.saturation, self.hue, self.noise))
 
+    @classmethod
+    def strong(cls) -> Self:
+        """What large policies are trained with: crops, turns, blur and the mirror."""
+        crop = {"crop_scale": (0.8, 1.0), "crop_ratio": (0.75, 4 / 3), "rotation_degrees": 10.0, "shift_pixels": 0}
+        return cls.parse({"hue": 0.1, **crop, "blur": 0.5, "mirror": 0.5}, "strong")
+
+    @classmethod
+    def other_cameras(cls) -> Self:
+        """Another camera, lamp and lens: wide ranges of what an image sensor changes, for a policy that will see through another one."""
+        return cls(brightness=0.5, contrast=0.2, saturation=0.2, hue=0.1, noise=0.05, blur=0.5)
+
+    def fitted(self, embodiment: Embodiment, cameras: Sequence[str]) -> tuple[Self, list[str]]:
+        """(what of this holds for a policy that sees `cameras` of this robot, a line for the plan about each thing that does not quite).
+
+        A mirror without its map of state, action and cameras would teach the wrong side, so it is switched off.
+        """
+        notes, config = [], self
+        why = ""
+        if self.mirror and embodiment.mirror is None:
+            why = f"robot {embodiment.name!r} declares no mirror"
+        elif self.mirror and embodiment.mirror is not None:
+            unseen = [(name, other) for name in cameras if (other := embodiment.mirror.cameras[name]) not in cameras]
+            if unseen:
+                why = f"camera {unseen[0][0]!r} would show {unseen[0][1]!r}, which the policy does not look at"
+        if why:
+            config = config.replace(mirror=0.0)
+            notes.append(f"mirror is off: {why}")
+        moves = [f"crop {self.crop_scale[0]:g} .. {self.crop_scale[1]:g}"] if self.crops else []
+        moves += [f"rotation +-{self.rotation_degrees:g} degrees"] if self.rotation_degrees else []
+        if moves:
+            notes.append(f"{' and '.join(moves)} of scene cameras: actions stay as they are, which is approximate")
+        return config, notes
+
 
 OFF = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, noise=0, shift_pixels=0)
 
 
-def draw_shifts(key: Int64[Tensor, "b"], cameras: int, pixels: int) -> Int64[np.ndarray, "cameras b 2"]:
-    """(dy, dx) of each camera and sample, uniform in -pixels .. pixels."""
-    return integers(key.cpu(), "augment.shift", -pixels, pixels + 1, (cameras, 2)).transpose(0, 1).numpy()
-
-
-def colour_maps(
-    key: Int64[Tensor, "b"], cameras: int, config: AugmentConfig
-) -> tuple[Float[Tensor, "cameras b 3 3"], Float[Tensor, "cameras b"]]:
-    """(matrix, offset) of each camera and sample in levels 0 .. 255: hue, then saturation, contrast, brightness.
+def colour_maps(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b"]]:
+    """(matrix, offset) of each sample in levels 0 .. 255: hue, then saturation, contrast, brightness.
 
     The offset is the same for the three channels, and a whole number of levels: see `apply_colour`.
     """
-    draws = (uniform(key.cpu(), "augment.colour", (cameras, 4)) * 2 - 1).transpose(0, 1)
+    draws = uniform(key.cpu(), f"augment.colour.{camera}", (4,)) * 2 - 1
     brightness, contrast, saturation = (
         1 + draws[..., i] * s for i, s in enumerate((config.brightness, config.contrast, config.saturation))
     )
@@ -113,57 +154,136 @@ def colour_maps(
     return matrix, (brightness * (1 - contrast) * MIDDLE).round()
 
 
-def apply_colour(
-    images: UInt8[Tensor, "b t 3 h w"],
-    matrix: Float[Tensor, "b 3 3"],
-    offset: Float[Tensor, "b"],
-    noise: Float[Tensor, "b n"] | None = None,
-) -> UInt8[Tensor, "b t 3 h w"]:
-    """round(clamp(matrix @ colour + offset)) at every pixel, in the memory layout of the loader (channels last).
+class Noise(NamedTuple):
+    """White noise for each sample: where it begins in the bank, and its standard deviation in levels."""
 
-    The offset must be whole levels: it is added together with `ROUNDING`, where no fraction would survive. `noise` (n = t h w 3 levels) is
-    added before rounding.
+    start: Int64[Tensor, "b"]
+    level: Float[Tensor, "b"]
+
+
+def draw_noise(key: Int64[Tensor, "b"], camera: str, strength: float) -> Noise:
+    start = integers(key.cpu(), f"augment.noise.{camera}", 0, NOISE_BANK)
+    return Noise(start, uniform(key.cpu(), f"augment.noise_level.{camera}") * (255 * strength))
+
+
+def apply_colour(
+    images: UInt8[Tensor, "b t 3 h w"], matrix: Float[Tensor, "b 3 3"], offset: Float[Tensor, "b"], noise: Noise | None = None
+) -> UInt8[Tensor, "b t 3 h w"]:
+    """round(clamp(matrix @ colour + offset + noise)) at every pixel, in the memory layout of the loader (channels last).
+
+    The offset must be whole levels: it is added together with `ROUNDING`, where no fraction would survive.
     """
-    size = len(images)
+    size, device = len(images), images.device
     pixels = images.permute(0, 1, 3, 4, 2).contiguous()
     result = torch.empty_like(pixels)
     group = GROUP if pixels[0].numel() % (3 * GROUP) == 0 else 1
-    weights = torch.einsum("bij,pq->bpjqi", matrix, torch.eye(group, device=matrix.device)).reshape(size, 3 * group, 3 * group)
+    weights = torch.einsum("bij,pq->bpjqi", matrix, torch.eye(group, device=device)).reshape(size, 3 * group, 3 * group)
     shifted = (offset + ROUNDING)[:, None, None]
     source, target = pixels.view(size, -1, 3 * group), result.view(size, -1, 3 * group)
-    step = min(size, CHUNK) if images.device.type == "cpu" else size
-    before, after = (torch.empty(step, *source.shape[1:], device=images.device) for _ in range(2))
-    for i in range(0, size, step):
-        part = slice(i, i + step)
-        colours, levels = before[: size - i], after[: size - i]
-        torch.bmm(colours.copy_(source[part]), weights[part], out=levels)
+    step = min(size, CHUNK) if device.type == "cpu" else size
+    before, after = (torch.empty(step, *source.shape[1:], device=device) for _ in range(2))
+    parts = [tensor.split(step) for tensor in (source, target, weights, shifted)]
+    for i, (some, out, matrices, offsets) in enumerate(zip(*parts, strict=True)):
+        colours, levels = before[: len(some)], after[: len(some)]
+        _multiply(colours.copy_(some), matrices, levels)
         if noise is not None:
-            levels += noise[part].view_as(levels)
-        levels.add_(shifted[part]).clamp_(ROUNDING, ROUNDING + 255)
-        target[part].copy_(levels.view(torch.int32))  # int32 to uint8 keeps the low byte
+            _add_noise(levels, Noise(*(part[i * step : i * step + len(some)] for part in noise)))
+        levels.add_(offsets).clamp_(ROUNDING, ROUNDING + 255)
+        out.copy_(levels.view(torch.int32))  # int32 to uint8 keeps the low byte
     return result.permute(0, 1, 4, 2, 3)
 
 
+def _multiply(colours: Float[Tensor, "b n p"], weights: Float[Tensor, "b p p"], out: Float[Tensor, "b n p"]) -> None:
+    """out = colours @ weights. On a CPU by numpy: for so narrow a product its OpenBLAS takes half the time of torch's MKL (measured on
+    Zen 4), and gives one result whatever the number of threads."""
+    if colours.device.type == "cpu":
+        np.matmul(colours.numpy(), weights.numpy(), out=out.numpy())
+    else:
+        torch.bmm(colours, weights, out=out)
+
+
 @functools.lru_cache(maxsize=2)
-def _noise_bank(device: torch.device) -> Float[Tensor, "n"]:
-    """Fixed white noise; samples read it from drawn places, since counting every pixel's own draw would cost more than training."""
-    return normal(torch.zeros(1, dtype=torch.int64), "augment.noise.bank", (NOISE_BANK,))[0].to(device)
+def _noise_bank(device: torch.device, count: int) -> Float[Tensor, "n"]:
+    """Fixed white noise, repeated so that `count` numbers follow every start; samples read it from drawn places, since counting every
+    pixel's own draw would cost more than training."""
+    bank = normal(torch.zeros(1, dtype=torch.int64), "augment.noise.bank", (NOISE_BANK,))[0]
+    return bank.repeat(2 + count // NOISE_BANK)[: NOISE_BANK + count].to(device)
 
 
-def noise_levels(key: Int64[Tensor, "b"], camera: str, strength: float, count: int, device: torch.device) -> Float[Tensor, "b count"]:
-    """White noise in levels; the bank repeats where it is too short."""
-    bank = _noise_bank(device).repeat(2 + count // NOISE_BANK)
-    starts = integers(key.cpu(), f"augment.noise.{camera}", 0, NOISE_BANK).tolist()
-    return torch.stack([bank[start : start + count] for start in starts]).mul_(255 * strength)
+def _add_noise(levels: Float[Tensor, "b n p"], noise: Noise) -> None:
+    count = levels[0].numel()
+    bank = _noise_bank(levels.device, count)
+    if levels.device.type == "cpu":
+        for row, start, level in zip(levels.view(len(levels), -1), noise.start.tolist(), noise.level.tolist(), strict=True):
+            row.add_(bank[start : start + count], alpha=level)
+    else:
+        places = noise.start.to(levels.device)[:, None] + torch.arange(count, device=levels.device)
+        levels.view(len(levels), -1).addcmul_(bank[places], noise.level.to(levels.device)[:, None])
+
+
+def draw_blur(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> tuple[Bool[Tensor, "b"], Int64[Tensor, "b"]]:
+    """(which samples are blurred, the weight of each neighbour in 1/1024) of a Gaussian over three pixels."""
+    draw = uniform(key.cpu(), f"augment.blur.{camera}", (2,)).double()
+    low, high = config.blur_sigma
+    side = torch.exp(-0.5 / (low + draw[:, 1] * (high - low)) ** 2)
+    return draw[:, 0] < config.blur, (BLUR_ONE * side / (1 + 2 * side)).round().long()
+
+
+def apply_blur(images: UInt8[Tensor, "b t 3 h w"], neighbour: Int64[Tensor, "b"]) -> UInt8[Tensor, "b t 3 h w"]:
+    """Three pixels across, then three down, edges repeated; in whole numbers, rounded once."""
+    side = neighbour.to(images.device, torch.int32).view(-1, 1, 1, 1, 1)
+    middle = BLUR_ONE - 2 * side
+    x = images.permute(0, 1, 3, 4, 2).int()
+    x = middle * x + side * (torch.cat([x[:, :, :, :1], x[:, :, :, :-1]], 3) + torch.cat([x[:, :, :, 1:], x[:, :, :, -1:]], 3))
+    x = middle * x + side * (torch.cat([x[:, :, :1], x[:, :, :-1]], 2) + torch.cat([x[:, :, 1:], x[:, :, -1:]], 2))
+    return ((x + BLUR_ONE**2 // 2) // BLUR_ONE**2).to(torch.uint8).permute(0, 1, 4, 2, 3)
+
+
+def draw_patches(
+    key: Int64[Tensor, "b"], camera: str, config: AugmentConfig, height: int, width: int
+) -> tuple[Bool[Tensor, "b"], Int64[Tensor, "b 4"]]:
+    """(which samples lose a patch, its top, bottom, left, right in pixels, ends exclusive)."""
+    draw = uniform(key.cpu(), f"augment.erase.{camera}", (5,)).double()
+    low, high = config.erase_area
+    area = (low + draw[:, 1] * (high - low)) * height * width
+    ratio = 3.0 ** (2 * draw[:, 2] - 1)
+    high_by, wide_by = (torch.sqrt(area / ratio).round().clamp(1, height), torch.sqrt(area * ratio).round().clamp(1, width))
+    top, left = (draw[:, 3] * (height - high_by + 1)).floor(), (draw[:, 4] * (width - wide_by + 1)).floor()
+    return draw[:, 0] < config.erase, torch.stack([top, top + high_by, left, left + wide_by], dim=1).long()
+
+
+def apply_patches(images: UInt8[Tensor, "b t 3 h w"], patches: Int64[Tensor, "b 4"]) -> UInt8[Tensor, "b t 3 h w"]:
+    """Middle grey inside the patch of each sample, in all of its frames."""
+    top, bottom, left, right = patches.to(images.device)[:, :, None].unbind(1)  # [b 1] each
+    y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
+    inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
+    return images.masked_fill(inside[:, None, None], round(MIDDLE))
 
 
 def augment_colour(batch: Batch, config: AugmentConfig) -> Batch:
-    """The batch with its images' colours changed, on the device that they are on; the batch itself where nothing is configured."""
-    if not config.changes_colour:
+    """The batch with its pixels changed, on the device that they are on; the batch itself where nothing is configured."""
+    if not (config.changes_colour or config.blur or config.erase):
         return batch
-    matrices, offsets = colour_maps(batch.key, len(batch.images), config)
     images = {}
-    for (camera, image), matrix, offset in zip(batch.images.items(), matrices, offsets, strict=True):
-        noise = noise_levels(batch.key, camera, config.noise, image[0].numel(), image.device) if config.noise else None
-        images[camera] = apply_colour(image, matrix.to(image.device), offset.to(image.device), noise)
+    for camera, image in batch.images.items():
+        if config.blur:
+            image = _some(image, apply_blur, *draw_blur(batch.key, camera, config))
+        if config.changes_colour:
+            matrix, offset = (part.to(image.device) for part in colour_maps(batch.key, camera, config))
+            noise = draw_noise(batch.key, camera, config.noise) if config.noise else None
+            image = apply_colour(image, matrix, offset, noise)
+        if config.erase:
+            image = _some(image, apply_patches, *draw_patches(batch.key, camera, config, *image.shape[-2:]))
+        images[camera] = image
     return replace(batch, images=images)
+
+
+def _some(image: Tensor, change: Callable[[Tensor, Tensor], Tensor], chosen: Bool[Tensor, "b"], values: Tensor) -> Tensor:
+    """A copy of the images in which the chosen samples are changed."""
+    index = chosen.nonzero()[:, 0]
+    if not len(index):
+        return image
+    here = index.to(image.device)
+    result = image.permute(0, 1, 3, 4, 2).clone().permute(0, 1, 4, 2, 3)  # in the memory layout of the loader
+    result[here] = change(image[here], values[index])
+    return result

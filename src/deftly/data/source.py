@@ -94,6 +94,7 @@ class DataConfig(Config):
             dataset_hash=dataset.hash,
         )
         encoder = ObservationEncoder(contract, measured, tokenizer)
+        augmentation, notes = self.augmentation.fitted(dataset.embodiment, cameras)
         pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, cameras))
         decoders = usable_cores() if pixels > FEW_PIXELS else 0
         cache = cache_dir or default_cache(dataset.root)
@@ -101,19 +102,13 @@ class DataConfig(Config):
         frames = Frames(store, contract, dataset.episode_start)
         windows = Windows(Columns.prepare(dataset, cache), frames, encoder, dataset.tasks)
         train = Loader(
-            windows,
-            training,
-            seed=seed,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            augmentation=self.augmentation,
-            device=device,
+            windows, training, seed=seed, batch_size=self.batch_size, workers=self.workers, augmentation=augmentation, device=device
         )
         validation = None
         if len(held_out):
             chosen = Selection(dataset.episode_start, split[1], at_most=self.validation_samples)
             validation = Loader(windows, chosen, seed=seed_of("validation", seed), batch_size=self.batch_size, device=device)
-        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, store)
+        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, store, notes)
 
     def _cameras(self, dataset: Dataset) -> tuple[str, ...]:
         cameras = dataset.cameras if self.cameras is None else self.cameras
@@ -156,6 +151,8 @@ class TrainingData:
     split: Split
     """Sorted episode ids: (training, validation)."""
     store: FrameStore
+    notes: list[str]
+    """What of the augmentation was switched off, or holds only approximately."""
 
     def summary(self) -> dict[str, Any]:
         """What the plan and the report say about the data; JSON-able."""
@@ -182,6 +179,7 @@ class TrainingData:
             "normalization": contract.normalization,
             "adjusted_dimensions": self.encoder.adjusted,
             "decoded_bytes": self.store.num_bytes,
+            "augmentation_notes": self.notes,
         }
 
     def close(self) -> None:
