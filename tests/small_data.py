@@ -12,7 +12,7 @@ import torch
 from deftly.contract import Camera, Contract, Embodiment, Vector, Window, fingerprint
 from deftly.data.columns import Columns
 from deftly.data.encoding import ObservationEncoder
-from deftly.data.source import measure
+from deftly.data.measure import Part, measure
 from deftly.data.store import FrameStore
 from deftly.data.tokenizer import TextTokenizer
 from deftly.data.windows import Frames, Windows
@@ -52,6 +52,10 @@ class FakeDataset:
         self.state = draw.normal(size=(self.num_frames, len(self.embodiment.state))).astype(np.float32)
         self.action = draw.normal(size=(self.num_frames, len(self.embodiment.action))).astype(np.float32)
         self.task_of_frame = np.repeat(np.arange(self.num_episodes) % len(self.tasks), self.lengths).astype(np.int64)
+
+    @property
+    def task(self) -> np.ndarray:
+        return self.task_of_frame
 
     def extra(self, name: str) -> list[Any]:
         return list(self.scenes) if name == "scene" and self.scenes else [None] * self.num_episodes
@@ -97,11 +101,15 @@ def random_images(size: int, frames: int, side: int, seed: int = 0) -> torch.Ten
     return torch.randint(0, 256, (size, frames, side, side, 3), generator=draw, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
 
 
+def everything(dataset: FakeDataset) -> Part:
+    return Part(dataset, dataset.episode_start, np.arange(dataset.num_episodes), dataset.hash)
+
+
 def build_windows(
     dataset: FakeDataset, cache: Path, window: Window = Window(frames=2, chunk=4), size: int = 16, stored: int | None = None
 ) -> Windows:
     """The loader's parts over a fake dataset, without `DataConfig`."""
-    measured = measure(dataset, np.arange(dataset.num_frames))  # type: ignore[arg-type]
+    measured = measure([everything(dataset)])
     tokenizer = TextTokenizer.train(dataset.tasks)
     contract = Contract(
         embodiment=dataset.embodiment,

@@ -222,7 +222,7 @@ class Agent:
         chunk = self.policy.sample(self.policy.encode(batch), batch.key)[0].float().cpu().numpy()
         if not np.isfinite(chunk).all():
             raise DataError("the policy's output is not finite; its weights are broken or the input is far from its training data")
-        return self.encoder.action.unnormalize(chunk)
+        return self.encoder.decode(chunk, seen.state[-1])
 
 
 def _last(items: list[Any], count: int) -> list[Any]:

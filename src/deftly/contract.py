@@ -209,6 +209,10 @@ class Contract(Config):
         """The embodiment's name of one of the policy's cameras; None where this robot has no such camera."""
         return name if self.mixed_cameras is None else self.mixed_cameras[name].recorded
 
+    def recorded_cameras(self) -> dict[str, str]:
+        """The policy's cameras that this robot has -> their names in the embodiment."""
+        return {name: found for name in self.cameras if (found := self.recorded_camera(name)) is not None}
+
     def role_of(self, name: str) -> CameraRole:
         """Whether one of the policy's cameras moves with the gripper."""
         return self.embodiment.camera(name).role if self.mixed_cameras is None else self.mixed_cameras[name].role

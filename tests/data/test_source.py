@@ -5,9 +5,9 @@ import pytest
 
 from deftly.contract import Window
 from deftly.data.dataset import Dataset
-from deftly.data.source import DataConfig, check_numbers
+from deftly.data.source import DataConfig
 from deftly.types import DataError, UsageError
-from small_data import FakeDataset, robot, write_dataset
+from small_data import robot, write_dataset
 
 LENGTHS = (7, 5, 9, 6)
 
@@ -111,14 +111,6 @@ def test_a_leaking_split_is_refused(root):
 def test_scenes_are_kept_together(tmp_path):
     data = build(write_dataset(tmp_path / "data", (3,) * 8, scenes=[i // 2 for i in range(8)]))
     assert {i // 2 for i in data.split[0]}.isdisjoint({i // 2 for i in data.split[1]})
-
-
-def test_a_value_that_is_not_finite_is_named():
-    dataset = FakeDataset()
-    dataset.action[9, 1] = np.nan  # episode 1 starts at row 7
-    with pytest.raises(DataError, match="episode 1, frame 2: action 'target_1' is nan"):
-        check_numbers(dataset, np.arange(21))
-    check_numbers(dataset, np.arange(7))
 
 
 def test_a_robot_without_state_trains_all_the_same(tmp_path):

@@ -1,4 +1,4 @@
-"""The ONE path from raw observations to a `Batch`: resize, normalise, tokenise, mask, collate. The loader and the agent both go through it.
+"""The ONE path from raw observations to a `Batch`: resize, relative actions, normalise, tokenise, mask, collate. Loader and agent share it.
 
 What does not belong here: where observations come from (`loader.py`, `agent.py`) and augmentation.
 Letters: b batch, t observation frames, k chunk, s state dims, a action dims, l text length.
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from deftly.contract import Contract, fingerprint
+from deftly.data.actions import features, from_relative, past_to_relative, to_relative
 from deftly.data.images import check_image, resize_with_pad
 from deftly.data.normalize import Normalizer
 from deftly.data.schema import ACTION, STATE
@@ -28,9 +29,9 @@ Statistics = dict[str, dict[str, list[float]]]
 
 @dataclass(kw_only=True, slots=True)
 class Gathered:
-    """Windows before they become tensors: images at the policy's size, state and actions normalised, padding still to be zeroed."""
+    """Windows before they become tensors: images at the policy's size, numbers in raw units, padding still to be zeroed."""
 
-    images: dict[str, UInt8[np.ndarray, "b t h w 3"]]
+    images: dict[str, UInt8[np.ndarray, "b t h w 3"]]  # of the cameras that this robot has
     state: Float[np.ndarray, "b t s"]
     observation_is_pad: Bool[np.ndarray, "b t"]
     past_actions: Float[np.ndarray, "b t a"]
@@ -58,28 +59,37 @@ class ObservationEncoder:
                 )
         self.contract, self.statistics, self.tokenizer = contract, statistics, tokenizer
         robot = contract.embodiment
-        self.state = Normalizer(contract.normalization, statistics.get(STATE, {}), robot.state.names, STATE)
-        self.action = Normalizer(contract.normalization, statistics.get(ACTION, {}), robot.action.names, ACTION)
+        mode, (actions, past) = contract.normalization, features(contract.actions, contract.window)
+        known = {STATE, ACTION, actions, past}
+        if not {actions, past} <= statistics.keys() or not statistics.keys() <= known:  # guard: data.encoding.action_statistics
+            raise DataError(
+                f"the statistics are of {', '.join(map(repr, statistics)) or 'nothing'}, this contract's actions need those of "
+                f"{' and '.join(sorted({actions, past}))!r}: they were measured for another kind of actions; compute them again"
+            )
+        self.state = Normalizer(mode, statistics.get(STATE, {}), robot.state.names, STATE)
+        self.action = Normalizer(mode, statistics[actions], robot.action.names, actions)
+        self.past = self.action if past == actions else Normalizer(mode, statistics[past], robot.action.names, past)
 
     @property
     def adjusted(self) -> list[str]:
         """Dimensions whose spread was too small to divide by, and what was done: for the plan and the report."""
-        return [f"{part.feature} {line}" for part in (self.state, self.action) for line in part.adjusted]
+        parts = (self.state, self.action) if self.past is self.action else (self.state, self.action, self.past)
+        return [f"{part.feature} {line}" for part in parts for line in part.adjusted]
 
     def images(self, observation: Observation) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
         """The policy's cameras at the policy's size, in order; `DataError` for a camera that is missing or of another size."""
         images = observation["images"]
         robot = self.contract.embodiment
         found = {}
-        for name in self.contract.cameras:
-            if name not in images:
-                raise DataError(f"observation: camera {name!r} is missing; it has {', '.join(images) or 'none'}")
-            camera, image = robot.camera(name), images[name]
-            check_image(image, f"observation: camera {name!r}")
+        for name, recorded in self.contract.recorded_cameras().items():
+            if recorded not in images:
+                raise DataError(f"observation: camera {recorded!r} is missing; it has {', '.join(images) or 'none'}")
+            camera, image = robot.camera(recorded), images[recorded]
+            check_image(image, f"observation: camera {recorded!r}")
             if image.shape[:2] != (camera.height, camera.width):
                 size, wanted = (" x ".join(map(str, pair)) for pair in (image.shape[:2], (camera.height, camera.width)))
                 raise DataError(
-                    f"observation: camera {name!r} is {size} pixels (h x w), the policy was trained on {wanted}; set the camera to that"
+                    f"observation: camera {recorded!r} is {size} pixels (h x w), the policy was trained on {wanted}; set the camera to that"
                 )
             found[name] = resize_with_pad(image, self.contract.frame_size)
             if self.contract.frame_size != self.contract.image_size:  # as the loader's frames, with the map of the whole frame
@@ -122,10 +132,10 @@ class ObservationEncoder:
         past = [None] * missing + seen.past_actions
         raw_past = np.stack([np.zeros(dim, np.float32) if action is None else np.asarray(action, np.float32) for action in past])
         gathered = Gathered(
-            images={name: np.stack([seen.images[i][name] for i in order])[None] for name in self.contract.cameras},
-            state=self.state.normalize(np.stack([seen.state[i] for i in order]))[None],
+            images={name: np.stack([seen.images[i][name] for i in order])[None] for name in seen.images[-1]},
+            state=np.stack([seen.state[i] for i in order])[None],
             observation_is_pad=(np.arange(window.frames) < missing)[None],
-            past_actions=self.action.normalize(raw_past)[None],
+            past_actions=raw_past[None],
             past_action_is_pad=np.asarray([action is None for action in past])[None],
             text=self.tokens([instruction]),
             key=torch.tensor([key]),
@@ -135,31 +145,61 @@ class ObservationEncoder:
         )
         return self.collate(gathered)
 
+    def decode(self, chunk: Float[np.ndarray, "k A"], state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "k a"]:
+        """The policy's actions as the robot takes them, raw float32; `state` is the raw one that they were predicted from."""
+        raw = self.action.unnormalize(chunk[:, : self.action.dim])
+        return raw if self.contract.actions is None else from_relative(raw, state, self.contract.actions).astype(np.float32)
+
     def collate(self, gathered: Gathered) -> Batch:
         """Tensors on the CPU. Images are [b t 3 h w] views of [b t h w 3] memory: channels last, without a copy."""
-        size = len(gathered.key)
-        past = np.where(gathered.past_action_is_pad[:, :, None], np.float32(0), gathered.past_actions)
-        zeros = torch.zeros(size, dtype=torch.int64)
+        size, contract, relative = len(gathered.key), self.contract, self.contract.actions
+        past, actions = gathered.past_actions, gathered.actions
+        if relative is not None:
+            past = past_to_relative(past, gathered.state[:, -1], relative)
+            actions = None if actions is None else to_relative(actions, gathered.state[:, -1], relative)
+        past = np.where(gathered.past_action_is_pad[:, :, None], np.float32(0), self.past.normalize(past))
+        state_dim, action_dim = contract.state_dim, contract.action_dim
+        images = {name: self._image(gathered, name) for name in contract.cameras}
         return Batch(
             key=gathered.key,
-            images={name: torch.from_numpy(image).permute(0, 1, 4, 2, 3) for name, image in gathered.images.items()},
-            camera_is_missing={name: torch.zeros(size, dtype=torch.bool) for name in gathered.images},
-            state=torch.from_numpy(gathered.state),
-            state_dim_is_pad=torch.zeros(size, self.state.dim, dtype=torch.bool),
-            past_actions=torch.from_numpy(past),
+            images=images,
+            camera_is_missing={name: torch.full((size,), contract.recorded_camera(name) is None) for name in images},
+            state=_widened(self.state.normalize(gathered.state), state_dim),
+            state_dim_is_pad=_is_pad(size, self.state.dim, state_dim),
+            past_actions=_widened(past, action_dim),
             past_action_is_pad=torch.from_numpy(gathered.past_action_is_pad),
             observation_is_pad=torch.from_numpy(gathered.observation_is_pad),
             text=gathered.text,
-            actions=None if gathered.actions is None else torch.from_numpy(gathered.actions),
-            action_dim_is_pad=torch.zeros(size, self.action.dim, dtype=torch.bool),
+            actions=None if actions is None else _widened(self.action.normalize(actions), action_dim),
+            action_dim_is_pad=_is_pad(size, self.action.dim, action_dim),
             action_is_pad=None if gathered.action_is_pad is None else torch.from_numpy(gathered.action_is_pad),
-            embodiment=zeros,
+            embodiment=torch.full((size,), contract.robot_index),
             task=torch.from_numpy(gathered.task),
             episode=torch.from_numpy(gathered.episode),
             frame=torch.from_numpy(gathered.frame),
-            domain=zeros.clone(),
+            domain=torch.zeros(size, dtype=torch.int64),
             weight=torch.ones(size),
         )
+
+    def _image(self, gathered: Gathered, name: str) -> torch.Tensor:
+        """[b t 3 h w]; black, and masked by `camera_is_missing`, where this robot has no such camera."""
+        if self.contract.recorded_camera(name) is not None:
+            return torch.from_numpy(gathered.images[name]).permute(0, 1, 4, 2, 3)
+        side = self.contract.image_size
+        return torch.zeros(*gathered.state.shape[:2], side, side, 3, dtype=torch.uint8).permute(0, 1, 4, 2, 3)
+
+
+def _widened(values: Float[np.ndarray, "b n d"], width: int) -> Float[torch.Tensor, "b n w"]:
+    """The policy's dimensions: those that a robot does not have are 0, and masked."""
+    if values.shape[2] == width:
+        return torch.from_numpy(values)
+    wide = np.zeros((*values.shape[:2], width), np.float32)
+    wide[:, :, : values.shape[2]] = values
+    return torch.from_numpy(wide)
+
+
+def _is_pad(size: int, dim: int, width: int) -> Bool[torch.Tensor, "b w"]:
+    return (torch.arange(width) >= dim).repeat(size, 1)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,20 +13,20 @@ import torch
 
 from deftly.config import Config
 from deftly.contract import Contract, Window, fingerprint
+from deftly.data.actions import ActionsConfig
 from deftly.data.augment import AugmentConfig
 from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
-from deftly.data.encoding import ObservationEncoder, Statistics, plain_statistics
+from deftly.data.encoding import ObservationEncoder, Statistics
 from deftly.data.loader import Loader
-from deftly.data.schema import ACTION, STATE
+from deftly.data.measure import Part, blocks, cached_statistics, check_numbers
 from deftly.data.split import Split, check_split, split_episodes
-from deftly.data.statistics import statistics
 from deftly.data.store import FrameStore, default_cache
 from deftly.data.tokenizer import TextTokenizer
 from deftly.data.windows import Frames, Selection, Windows
 from deftly.randomness import seed_of
 from deftly.sim.processes import usable_cores
-from deftly.types import DataError, UsageError
+from deftly.types import UsageError
 
 FEW_PIXELS = 400_000_000  # some ten seconds of decoding: below this it is done before worker processes have started
 
@@ -42,6 +42,8 @@ class DataConfig(Config):
     """Side in pixels of the square that every image is fitted into."""
     window: Window = Window()
     normalization: Literal["identity", "mean_std", "min_max", "quantile"] = "quantile"
+    actions: ActionsConfig | None = None
+    """Count actions from where the robot is; null: train on them as they were recorded."""
     validation_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
     """Share of the episodes that is held out, whole scenes at a time."""
     validation_samples: int = pydantic.Field(default=2048, ge=1)
@@ -76,10 +78,14 @@ class DataConfig(Config):
         cameras = self._cameras(dataset)
         split = check_split(dataset, *(episodes or split_episodes(dataset, self.validation_fraction, seed)))
         training, held_out = (Selection(dataset.episode_start, side) for side in split)
-        for side in (training, held_out):
-            check_numbers(dataset, side.rows(np.arange(len(side))))
-        measured = measure(dataset, training.rows(np.arange(len(training))))
-        tokenizer = self._tokenizer(dataset, training.rows(np.arange(len(training))))
+        cache = cache_dir or default_cache(dataset.root)
+        columns = Columns.prepare(dataset, cache)
+        for side in split:
+            check_numbers(dataset.root, dataset.embodiment, Part(columns, dataset.episode_start, side, dataset.hash))
+        part = Part(columns, dataset.episode_start, split[0], dataset.hash)
+        relative = None if self.actions is None else self.actions.build(dataset.embodiment)
+        measured = cached_statistics([part], cache, relative, self.window)
+        tokenizer = self._tokenizer(dataset, part)
         contract = Contract(
             embodiment=dataset.embodiment,
             cameras=cameras,
@@ -92,15 +98,15 @@ class DataConfig(Config):
             tokenizer_hash=tokenizer.hash,
             text_length=self.text_length,
             dataset_hash=dataset.hash,
+            actions=relative,
         )
         encoder = ObservationEncoder(contract, measured, tokenizer)
         augmentation, notes = self.augmentation.fitted(dataset.embodiment, cameras)
         pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, cameras))
         decoders = usable_cores() if pixels > FEW_PIXELS else 0
-        cache = cache_dir or default_cache(dataset.root)
         store = FrameStore.prepare(dataset, cameras, contract.frame_size, cache, decoders, share=self.disk_share)
         frames = Frames(store, contract, dataset.episode_start)
-        windows = Windows(Columns.prepare(dataset, cache), frames, encoder, dataset.tasks)
+        windows = Windows(columns, frames, encoder, dataset.tasks)
         train = Loader(
             windows, training, seed=seed, batch_size=self.batch_size, workers=self.workers, augmentation=augmentation, device=device
         )
@@ -129,9 +135,9 @@ class DataConfig(Config):
         size = min(self.augmentation.stored_size(self.image_size), max(recorded, self.image_size))
         return size if size != self.image_size else None
 
-    def _tokenizer(self, dataset: Dataset, rows: np.ndarray) -> TextTokenizer:
+    def _tokenizer(self, dataset: Dataset, part: Part) -> TextTokenizer:
         """Trained on the instructions of the training episodes alone."""
-        sentences = [dataset.tasks[task] for task in np.unique(dataset.task_of_frame[rows])]
+        sentences = sentences_of(dataset.tasks, part)
         tokenizer = TextTokenizer.train(sentences)
         tokenizer.check_fits(sentences, self.text_length, str(dataset.root))
         return tokenizer
@@ -177,6 +183,7 @@ class TrainingData:
             "state": list(contract.embodiment.state.names),
             "action": list(contract.embodiment.action.names),
             "normalization": contract.normalization,
+            "actions": "as recorded" if contract.actions is None else contract.actions.kind,
             "adjusted_dimensions": self.encoder.adjusted,
             "decoded_bytes": self.store.num_bytes,
             "augmentation_notes": self.notes,
@@ -189,22 +196,9 @@ class TrainingData:
             self.validation.close()
 
 
-def check_numbers(dataset: Dataset, rows: np.ndarray) -> None:
-    """Raise a `DataError` naming episode, frame and dimension of the first state or action that is not finite."""
-    robot = dataset.embodiment
-    for feature, values, names in ((STATE, dataset.state, robot.state.names), (ACTION, dataset.action, robot.action.names)):
-        bad = ~np.isfinite(values[rows])
-        if bad.any():
-            at, dim = (int(i) for i in np.argwhere(bad)[0])
-            episode = int(np.searchsorted(dataset.episode_start, rows[at], side="right")) - 1
-            frame = int(rows[at] - dataset.episode_start[episode])
-            raise DataError(
-                f"{dataset.root}: episode {episode}, frame {frame}: {feature} {names[dim]!r} is {values[rows[at], dim]}; "
-                "repair the episode or leave it out"
-            )
-
-
-def measure(dataset: Dataset, rows: np.ndarray) -> Statistics:
-    """Statistics of state and action over some rows, without decoding video; a state of no dimensions has none."""
-    columns = {STATE: dataset.state, ACTION: dataset.action}
-    return plain_statistics(statistics({name: column for name, column in columns.items() if column.shape[1]}, rows=rows))
+def sentences_of(tasks: tuple[str, ...], part: Part) -> list[str]:
+    """The instructions that the selected episodes hold, in the dataset's order."""
+    seen = np.zeros(len(tasks), bool)
+    for rows in blocks(part):
+        seen[part.numbers.task[rows]] = True
+    return [tasks[i] for i in np.flatnonzero(seen)]

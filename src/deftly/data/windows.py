@@ -111,21 +111,24 @@ def moved(
     augmentation: AugmentConfig,
     contract: Contract,
 ) -> dict[str, Tensor]:
-    """Camera -> uint8 [b t h w 3]: rows of some frames under the geometry of an augmentation. A mirrored sample sees its partner camera."""
-    cameras, size = contract.cameras, contract.image_size
-    roles = [contract.embodiment.camera(name).role for name in cameras]
-    maps = draw_maps(key, cameras, roles, augmentation, size, contract.frame_size)
+    """Camera that this robot has -> uint8 [b t h w 3]: rows of some frames (by their recorded names) under the geometry of an augmentation.
+
+    A mirrored sample sees its partner camera.
+    """
+    recorded, size = contract.recorded_cameras(), contract.image_size
+    roles = [contract.role_of(name) for name in recorded]
+    maps = draw_maps(key, tuple(recorded), roles, augmentation, size, contract.frame_size)
     partners = contract.embodiment.mirror.cameras if contract.embodiment.mirror else {}
     mirrored = draw_mirrored(key, augmentation.mirror)
     images = {}
-    for name, part in zip(cameras, maps, strict=True):
-        partner = partners.get(name, name)
-        if partner == name or not mirrored.any():
-            images[name] = torch.from_numpy(warp(frames[name], rows, part, size))
+    for (name, source), part in zip(recorded.items(), maps, strict=True):
+        partner = partners.get(source, source)
+        if partner == source or not mirrored.any():
+            images[name] = torch.from_numpy(warp(frames[source], rows, part, size))
         else:
             both = np.empty((*rows.shape, size, size, 3), np.uint8)
-            for source, chosen in ((name, ~mirrored), (partner, mirrored)):
-                both[chosen] = warp(frames[source], rows[chosen], part[chosen], size)
+            for shown, chosen in ((source, ~mirrored), (partner, mirrored)):
+                both[chosen] = warp(frames[shown], rows[chosen], part[chosen], size)
             images[name] = torch.from_numpy(both)
     return images
 
@@ -139,9 +142,10 @@ def check_mirror(augmentation: AugmentConfig, contract: Contract) -> None:
         raise UsageError(
             f"augmentation.mirror: the robot {robot.name!r} declares no mirror; set it to 0, or declare what left and right are"
         )
-    for name in contract.cameras:
+    seen = set(contract.recorded_cameras().values())
+    for name in sorted(seen):
         partner = robot.mirror.cameras[name]
-        if partner not in contract.cameras:  # guard: data.windows.mirror_partner
+        if partner not in seen:  # guard: data.windows.mirror_partner
             raise UsageError(
                 f"augmentation.mirror: camera {name!r} mirrored shows {partner!r}, which the policy does not see; add it to cameras"
             )
@@ -150,7 +154,7 @@ def check_mirror(augmentation: AugmentConfig, contract: Contract) -> None:
 class Windows:
     """Row numbers to batches on the CPU: everything but pixels, which come from workers, and colour, which comes after transfer.
 
-    In this order: gather in raw units, mirror, normalise, tokenise, collate.
+    In this order: gather in raw units, mirror; then, in the encoder: relative actions, normalise, tokenise, collate.
     """
 
     def __init__(self, columns: Columns, frames: Frames, encoder: ObservationEncoder, tasks: Sequence[str]) -> None:
@@ -174,16 +178,16 @@ class Windows:
             past[mirrored], action[mirrored] = mirror_action(past[mirrored], mirror), mirror_action(action[mirrored], mirror)
         gathered = Gathered(
             images={name: image.numpy() for name, image in images.items()},
-            state=self.encoder.state.normalize(state),
+            state=state,
             observation_is_pad=at.observation_is_pad,
-            past_actions=self.encoder.action.normalize(past),
+            past_actions=past,
             past_action_is_pad=at.past_action_is_pad,
             text=Tokens(ids=self.text.ids[task], is_pad=self.text.is_pad[task]),
             key=key,
             task=task,
             episode=episode,
             frame=rows - start[episode],
-            actions=self.encoder.action.normalize(action),
+            actions=action,
             action_is_pad=at.action_is_pad,
         )
         return self.encoder.collate(gathered)
