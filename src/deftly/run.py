@@ -130,19 +130,11 @@ def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[s
 
     assert data.validation is not None
     agent = load(directory, device=str(device))
-    action = data.encoder.action
-    mean = torch.from_numpy(action.normalize(_row(data, "mean"))).to(device)
-    spread = torch.from_numpy(_row(data, "std") / action.scale).to(device).float()
+    mean, spread = (torch.tensor(data.statistics["action"][name]) for name in ("mean", "std"))
     names = data.contract.embodiment.action.names
-    result = l1_per_spread(agent.policy, data.validation.batches(), mean=mean, spread=spread, names=names)
+    result = l1_per_spread(agent.policy, data.validation.batches(), mean=mean, spread=spread, names=names, units=data.encoder)
     storage.write_json(directory / OFFLINE_FILE, result)
     return result
-
-
-def _row(data: TrainingData, statistic: str) -> Any:
-    import numpy as np
-
-    return np.asarray(data.statistics["action"][statistic], np.float32)
 
 
 def _train_folds(run: Run, folds: int, directory: Path, *, resume: bool, device: torch.device) -> dict[str, Any]:

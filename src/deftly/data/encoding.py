@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from deftly.contract import Contract, fingerprint
-from deftly.data.actions import features, from_relative, past_to_relative, to_relative
+from deftly.data.actions import features, from_relative, past_to_relative, reference, to_relative
 from deftly.data.images import check_image, resize_with_pad
 from deftly.data.normalize import Normalizer
 from deftly.data.schema import ACTION, STATE
@@ -145,10 +145,24 @@ class ObservationEncoder:
         )
         return self.collate(gathered)
 
-    def decode(self, chunk: Float[np.ndarray, "k A"], state: Float[np.ndarray, "s"]) -> Float[np.ndarray, "k a"]:
+    def decode(self, chunk: Float[np.ndarray, "*b k w"], state: Float[np.ndarray, "*b s"]) -> Float[np.ndarray, "*b k a"]:
         """The policy's actions as the robot takes them, raw float32; `state` is the raw one that they were predicted from."""
-        raw = self.action.unnormalize(chunk[:, : self.action.dim])
+        raw = self.action.unnormalize(chunk[..., : self.action.dim])
         return raw if self.contract.actions is None else from_relative(raw, state, self.contract.actions).astype(np.float32)
+
+    def raw_actions(self, chunk: Float[torch.Tensor, "b k w"], batch: Batch) -> Float[torch.Tensor, "b k a"]:
+        """`decode` for a batch of this robot, on the CPU."""
+        return torch.from_numpy(self.decode(chunk.float().cpu().numpy(), self._raw_state_now(batch)))
+
+    def raw_last_action(self, batch: Batch) -> Float[torch.Tensor, "b a"]:
+        """The action that was commanded last, as the robot took it; meaningless where `past_action_is_pad`."""
+        last = self.past.unnormalize(batch.past_actions[:, -1, : self.action.dim].cpu().numpy())
+        if self.contract.actions is not None:
+            last = (last + reference(self._raw_state_now(batch), self.contract.actions)).astype(np.float32)
+        return torch.from_numpy(last)
+
+    def _raw_state_now(self, batch: Batch) -> Float[np.ndarray, "b s"]:
+        return self.state.unnormalize(batch.state[:, -1, : self.state.dim].cpu().numpy())
 
     def collate(self, gathered: Gathered) -> Batch:
         """Tensors on the CPU. Images are [b t 3 h w] views of [b t h w 3] memory: channels last, without a copy."""

@@ -9,7 +9,7 @@ Letters: b batch, k chunk, a action dims.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,26 +20,38 @@ from deftly.types import Batch, Mean, Policy
 Predictor = Callable[[Batch], Float[Tensor, "b k a"]]
 
 
-def repeat_last(batch: Batch, mean: Float[Tensor, "a"]) -> Float[Tensor, "b k a"]:
-    """The action that was commanded last, held for the whole chunk; `mean` where none is known yet (the first frame of an episode)."""
-    assert batch.actions is not None
-    last = torch.where(batch.past_action_is_pad[:, -1:], mean.expand_as(batch.past_actions[:, -1]), batch.past_actions[:, -1])
-    return last[:, None].expand_as(batch.actions)
+class Units(Protocol):
+    """From a policy's units to the robot's, for batches of one robot: an `ObservationEncoder`. Answers are on the CPU.
+
+    Every error is one of absolute actions in raw units, however the policy counts them: two policies can then be compared.
+    """
+
+    def raw_actions(self, chunk: Float[Tensor, "b k w"], batch: Batch) -> Float[Tensor, "b k a"]: ...
+
+    def raw_last_action(self, batch: Batch) -> Float[Tensor, "b a"]: ...
 
 
-def constant(batch: Batch, mean: Float[Tensor, "a"]) -> Float[Tensor, "b k a"]:
-    """The mean action of the training split."""
-    assert batch.actions is not None
-    return mean.expand_as(batch.actions)
+def predictors(policy: Policy, mean: Float[Tensor, "a"], units: Units) -> dict[str, Predictor]:
+    """The policy and two answers that need no learning, all in raw units.
 
+    mean_action   the mean action of the training split
+    repeat_last   the action that was commanded last, held for the whole chunk; the mean where none is known yet (an episode's first frame)
+    """
 
-def predictors(policy: Policy, mean: Float[Tensor, "a"]) -> dict[str, Predictor]:
-    """The policy and its two baselines, all in normalised units."""
+    def repeat_last(batch: Batch) -> Float[Tensor, "b k a"]:
+        is_known = ~batch.past_action_is_pad[:, -1:].cpu()
+        return _held(torch.where(is_known, units.raw_last_action(batch), mean), batch)
+
     return {
-        "policy": lambda batch: policy.sample(policy.encode(batch), batch.key).float(),
-        "mean_action": lambda batch: constant(batch, mean),
-        "repeat_last": lambda batch: repeat_last(batch, mean),
+        "policy": lambda batch: units.raw_actions(policy.sample(policy.encode(batch), batch.key), batch),
+        "mean_action": lambda batch: _held(mean.expand(len(batch), -1), batch),
+        "repeat_last": repeat_last,
     }
+
+
+def _held(action: Float[Tensor, "b a"], batch: Batch) -> Float[Tensor, "b k a"]:
+    assert batch.actions is not None
+    return action[:, None].expand(-1, batch.actions.shape[1], -1)
 
 
 def l1_per_spread(
@@ -49,10 +61,11 @@ def l1_per_spread(
     mean: Float[Tensor, "a"],
     spread: Float[Tensor, "a"],
     names: tuple[str, ...],
+    units: Units,
 ) -> dict[str, dict[str, Any]]:
     """Mean absolute error over valid steps and moving dimensions, in units of `spread`.
 
-    `mean` and `spread` are the training split's, in the batches' own (normalised) units; a dimension whose spread is 0 is left out.
+    `mean` and `spread` are the training split's, in raw units; a dimension whose spread is 0 is left out.
     Returns for each of `policy`, `mean_action`, `repeat_last`: {"l1_per_spread", "by_dimension": {name: value}, "elements"}.
     """
     moves = spread > 0
@@ -62,21 +75,22 @@ def l1_per_spread(
     policy.eval()
     with torch.inference_mode():
         for batch in batches:
-            valid = (batch.valid_actions() > 0) & moves
-            count += valid.sum((0, 1)).cpu()
-            for name, predict in predictors(policy, mean).items():
-                error = absolute_error(predict(batch), batch, spread, valid)
-                total[name] = total.get(name, torch.zeros(len(names), dtype=torch.float64)) + error.sum((0, 1)).cpu()
+            assert batch.actions is not None
+            valid = (batch.valid_actions()[:, :, : len(names)] > 0).cpu() & moves
+            count += valid.sum((0, 1))
+            wanted = units.raw_actions(batch.actions, batch)
+            for name, predict in predictors(policy, mean, units).items():
+                error = absolute_error(predict(batch), wanted, spread, valid)
+                total[name] = total.get(name, torch.zeros(len(names), dtype=torch.float64)) + error.sum((0, 1))
     policy.train(was_training)
     return {name: _summary(values, count, names) for name, values in total.items()}
 
 
 def absolute_error(
-    predicted: Float[Tensor, "b k a"], batch: Batch, spread: Float[Tensor, "a"], valid: Bool[Tensor, "b k a"]
+    predicted: Float[Tensor, "b k a"], wanted: Float[Tensor, "b k a"], spread: Float[Tensor, "a"], valid: Bool[Tensor, "b k a"]
 ) -> Float[Tensor, "b k a"]:
     """|error| / spread in float64, 0 where it does not count."""
-    assert batch.actions is not None
-    error = (predicted.double() - batch.actions.double()).abs() / spread.double()
+    error = (predicted.double() - wanted.double()).abs() / spread.double()
     return torch.where(valid, error, torch.zeros_like(error))
 
 
