@@ -133,7 +133,7 @@ def read_lines(path: Path) -> Iterator[Any]:
                 return
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: not valid JSON ({error})") from None
 
 

@@ -1,4 +1,4 @@
-"""Reading a LeRobotDataset v3.0: columns, tasks, provenance and decoded frames. Rows are found by their keys, never by their position.
+"""Reading a LeRobotDataset v3.0, v2.1 or v2.0: columns, tasks, provenance, frames. Rows are found by their keys, never by their place.
 
 Opening reads the metadata alone; columns and pixels are read, and checked against it, when they are asked for.
 """
@@ -18,14 +18,15 @@ from jaxtyping import Int64
 
 from deftly import storage
 from deftly.contract import Embodiment
-from deftly.data import video
+from deftly.data import tables_v2, video
 from deftly.data.content import Watch, episode_digests
 from deftly.data.embedded import read_images
 from deftly.data.index import EpisodeIndex
 from deftly.data.recording import recover
 from deftly.data.rows import read_columns, read_rows, row_files
-from deftly.data.schema import ACTION, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, Info, embodiment_of, read_info
+from deftly.data.schema import ACTION, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, VERSION, Info, embodiment_of, read_info
 from deftly.data.tables import EpisodeColumns, read_episodes, read_tasks
+from deftly.data.tables_v2 import EpisodeLines
 from deftly.types import DataError, EpisodeError
 
 TASK = "task_index"
@@ -38,7 +39,13 @@ class Dataset:
     """
 
     def __init__(
-        self, root: Path, info: Info, tasks: tuple[str, ...], index: EpisodeIndex, more: EpisodeColumns, embodiment: Embodiment
+        self,
+        root: Path,
+        info: Info,
+        tasks: tuple[str, ...],
+        index: EpisodeIndex,
+        more: EpisodeColumns | EpisodeLines,
+        embodiment: Embodiment,
     ) -> None:
         self.root, self.info, self.index, self.embodiment = root, info, index, embodiment
         self.fps, self.robot_type, self.features = info.fps, info.robot_type, info.features
@@ -63,9 +70,11 @@ class Dataset:
         if not (root / INFO_PATH).is_file():
             unfinished = "; run the same `deftly data generate` again to finish it" if (root / ".shards").is_dir() else ""
             raise DataError(f"{root}: holds no {INFO_PATH}, so it is not a LeRobot dataset{unfinished}")
-        info = read_info(root / INFO_PATH)
-        tasks = read_tasks(root / TASKS_PATH)
-        index, more = read_episodes(root, info)
+        info = read_info(root / INFO_PATH, (VERSION, *tables_v2.VERSIONS))
+        if info.version == VERSION:
+            tasks, (index, more) = read_tasks(root / TASKS_PATH), read_episodes(root, info)
+        else:
+            tasks, (index, more) = tables_v2.read_tasks(root), tables_v2.read_episodes(root, info)
         for name, found in (("total_episodes", len(index)), ("total_frames", index.num_frames), ("total_tasks", len(tasks))):
             if getattr(info, name) != found:
                 raise DataError(f"{root / INFO_PATH}: {name} is {getattr(info, name)}, the tables hold {found}")

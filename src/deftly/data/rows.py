@@ -34,7 +34,8 @@ def read_rows(path: Path, info: Info, index: EpisodeIndex, episodes: Int64[np.nd
     if index.source is None:
         table = read_table(path, columns, max_rows=int(length.sum()))
         if table.num_rows != length.sum():
-            raise DataError(f"{path}: {table.num_rows} rows, its episodes have {length.sum()} frames by meta/episodes")
+            message = f"{path}: {table.num_rows} rows, its episodes have {length.sum()} frames by meta/episodes"
+            raise EpisodeError(message, int(numbers[0]), "rows") if len(numbers) == 1 else DataError(message)
     else:
         table = read_table(path, columns, groups=groups_of(path, int(numbers[0]), int(numbers[-1])))
     order = _by_key(path, table, numbers, length)

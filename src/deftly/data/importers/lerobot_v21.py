@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from deftly import storage
 from deftly.contract import Embodiment
 from deftly.data.importers.report import ImportReport
-from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Info, embodiment_of, fill_path, read_info
+from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Info, embodiment_of, read_info
 from deftly.data.tables import read_table, to_numpy
+from deftly.data.tables_v2 import EPISODES, VERSIONS, read_episodes, read_tasks
 from deftly.data.video import VideoClip
 from deftly.data.writer import DatasetWriter, EpisodeData, Images
 from deftly.types import DataError
 
-VERSIONS = ("v2.1", "v2.0")
 TIME_TOLERANCE_S = 1e-3  # of a recorded timestamp around frame / fps; older recorders rounded
 
 
@@ -41,39 +39,16 @@ class _Source:
         self.root = root
         self.info: Info = read_info(root / "meta/info.json", VERSIONS)
         self.where = str(root / "meta/info.json")
-        self.tasks = self._tasks()
-        self.lengths = self._lengths()
+        self.tasks = read_tasks(root)
+        self.index, _ = read_episodes(root, self.info)
+        for name, found in (("total_episodes", len(self.index)), ("total_frames", self.index.num_frames)):
+            if getattr(self.info, name) != found:
+                raise DataError(f"{self.where}: {name} is {getattr(self.info, name)}, {Path(EPISODES).name} adds up to {found}")
         self.cameras = self.info.cameras()
         self.embodiment: Embodiment = embodiment_of(self.info, self.where)
         self.extra, self.left_out = self._other_features()
         if ACTION not in self.info.features:
             raise DataError(f"{self.where}: has no feature {ACTION!r}; there are {', '.join(self.info.features)}")
-
-    def _tasks(self) -> dict[int, str]:
-        path = self.root / "meta/tasks.jsonl"
-        tasks: dict[int, str] = {}
-        for line in _lines(path):
-            index, text = line.get("task_index"), line.get("task")
-            if not isinstance(index, int) or not isinstance(text, str) or index in tasks:
-                raise DataError(f"{path}: needs a new task_index (number) and task (text) in each line, found {str(line)[:80]}")
-            tasks[index] = text
-        return tasks
-
-    def _lengths(self) -> list[int]:
-        """Frames of each episode by meta/episodes.jsonl; episodes must be numbered 0..n-1, once each, and agree with the totals."""
-        path = self.root / "meta/episodes.jsonl"
-        lengths: dict[int, int] = {}
-        for line in _lines(path):
-            index, length = line.get("episode_index"), line.get("length")
-            if not isinstance(index, int) or not isinstance(length, int) or isinstance(length, bool) or length <= 0 or index in lengths:
-                raise DataError(f"{path}: needs a new episode_index and a positive length in each line, found {str(line)[:80]}")
-            lengths[index] = length
-        if sorted(lengths) != list(range(len(lengths))) or not lengths:
-            raise DataError(f"{path}: episodes must be numbered from 0 without gaps, found {len(lengths)}")
-        for name, found in (("total_episodes", len(lengths)), ("total_frames", sum(lengths.values()))):
-            if getattr(self.info, name) != found:
-                raise DataError(f"{self.where}: {name} is {getattr(self.info, name)}, {path.name} adds up to {found}")
-        return [lengths[i] for i in range(len(lengths))]
 
     def _other_features(self) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         """Further numeric vectors per frame that can be taken over, and the names of what cannot."""
@@ -93,8 +68,8 @@ class _Source:
         report = ImportReport(source=f"lerobot-{self.info.version}", left_out=self.left_out)
         images = {name: self.info.features[key].dtype for name, key in self.cameras.items()}
         with DatasetWriter(target, self.embodiment, images=images, extra=self.extra) as writer:  # type: ignore[arg-type]
-            for episode, length in enumerate(self.lengths):
-                path = self._path(self.info.data_path, episode)
+            for episode, length in enumerate(np.diff(self.index.start).tolist()):
+                path = self.index.data_path(self.root, self.info, episode)
                 try:
                     writer.add(self._episode(path, episode, length))
                 except DataError as error:
@@ -108,10 +83,6 @@ class _Source:
             writer.finish()
         return report
 
-    def _path(self, template: str | None, episode: int, **more: str) -> Path:
-        values = {"episode_chunk": episode // self.info.chunks_size, "episode_index": episode, **more}
-        return fill_path(self.root, template or "", values, self.where)
-
     def _episode(self, path: Path, episode: int, length: int) -> EpisodeData:
         where = f"{path}: episode {episode}"
         names = [name for name, item in self.info.features.items() if item.dtype != "video" and name not in self.left_out]
@@ -120,7 +91,7 @@ class _Source:
             raise DataError(f"{where}: {table.num_rows} rows, meta/episodes.jsonl says {length}")
         columns = {name: to_numpy(table.column(name), f"{where}: {name}") for name in names if not self.info.features[name].is_camera}
         self._check_keys(columns, episode, length, where)
-        unknown = [int(i) for i in np.unique(columns["task_index"]) if int(i) not in self.tasks]
+        unknown = [int(i) for i in np.unique(columns["task_index"]) if not 0 <= i < len(self.tasks)]
         if unknown:
             raise DataError(f"{where}: task_index {unknown[0]} is not in meta/tasks.jsonl")
         vectors = {name: values.reshape(length, -1) for name, values in columns.items() if name not in DEFAULT_FEATURES}
@@ -129,7 +100,7 @@ class _Source:
             if self.info.features[key].dtype == "image":
                 images[camera] = _embedded(table.column(key), f"{where}, {key}")
             else:
-                images[camera] = VideoClip(self._path(self.info.video_path, episode, video_key=key))
+                images[camera] = VideoClip(self.index.video_path(self.root, self.info, key, episode))
         try:
             return EpisodeData(
                 images=images,
@@ -153,17 +124,6 @@ class _Source:
             raise DataError(
                 f"{where} frame {frame}: timestamp is {columns['timestamp'].reshape(-1)[frame]}, expected {frame / self.info.fps:.4f}"
             )
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise DataError(f"{path}: missing")
-    lines = list(storage.read_lines(path)) if path.read_bytes().endswith(b"\n") else None
-    if lines is None:
-        raise DataError(f"{path}: its last line is cut off; the file is truncated")
-    if not all(isinstance(line, dict) for line in lines):
-        raise DataError(f"{path}: expected one JSON object per line")
-    return lines
 
 
 def _embedded(column: pa.ChunkedArray, where: str) -> Sequence[bytes]:
