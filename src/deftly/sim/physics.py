@@ -10,7 +10,7 @@ import numpy as np
 
 from deftly.sim import robot
 from deftly.sim.kinematics import Kinematics
-from deftly.sim.randomization import Appearance
+from deftly.sim.randomization import LIGHT_AZIMUTH_DEG, Appearance
 from deftly.sim.scene import MAX_OBJECTS, SHAPES, TYPES, Scene
 
 RGB = {"red": (0.84, 0.11, 0.10), "blue": (0.11, 0.27, 0.84), "green": (0.10, 0.58, 0.18), "yellow": (0.95, 0.78, 0.08)}
@@ -23,7 +23,7 @@ _CHANGED = (
     *("geom_size", "geom_pos", "geom_rbound", "geom_rgba", "geom_friction", "geom_contype", "geom_conaffinity", "cam_pos"),
     *("body_mass", "body_subtreemass", "body_inertia", "body_ipos", "body_gravcomp"),
 )
-_LIGHT_TILT_DEG, _LIGHT_AZIMUTH_DEG = 30.0, 50.0
+_LIGHT_TILT_DEG = 30.0
 
 
 class Physics:
@@ -106,7 +106,7 @@ class Physics:
     def _light(self, appearance: Appearance) -> None:
         model = self.model
         tilt = math.radians(_LIGHT_TILT_DEG + appearance.light_tilt_deg)
-        azimuth = math.radians(_LIGHT_AZIMUTH_DEG + appearance.light_azimuth_deg)
+        azimuth = math.radians(LIGHT_AZIMUTH_DEG + appearance.light_azimuth_deg)
         model.light_dir[0] = (-math.sin(tilt) * math.cos(azimuth), -math.sin(tilt) * math.sin(azimuth), -math.cos(tilt))
         model.light_diffuse[0] = self._diffuse * (1.0 + appearance.light_intensity) * (1.0 + appearance.light_colour)
         model.vis.headlight.ambient[:] = self._ambient * (1.0 + appearance.ambient)

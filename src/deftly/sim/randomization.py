@@ -5,7 +5,7 @@ Changes of single images (brightness, blur, noise) do not belong here: those are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -72,6 +72,9 @@ class RandomizationConfig(Config):
         )
 
 
+LIGHT_AZIMUTH_DEG = 50.0  # where the nominal lamp stands around the vertical, from x toward y
+
+
 @dataclass(frozen=True, slots=True)
 class Appearance:
     """One draw: offsets and factors around the nominal world, in the units of the config. n = MAX_OBJECTS."""
@@ -92,6 +95,17 @@ class Appearance:
     wrist_fov_deg: float
     friction: np.ndarray  # [n]
     mass: np.ndarray  # [n]
+
+    def mirrored(self) -> Appearance:
+        """What the same world looks like with left and right exchanged: lamp and cameras change sides, everything else stays."""
+        sides = np.array([1.0, -1.0, 1.0])
+        return replace(
+            self,
+            light_azimuth_deg=-2 * LIGHT_AZIMUTH_DEG - self.light_azimuth_deg,
+            head_position_m=self.head_position_m * sides,
+            head_look_at_m=self.head_look_at_m * sides,
+            wrist_position_m=self.wrist_position_m * sides,
+        )
 
 
 _SHAPES: dict[str, tuple[int, ...]] = {

@@ -6,7 +6,7 @@ Lengths are metres in the robot base frame: x forward, y left, z up, the table t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,10 @@ class Scene:
             {"colour": o.colour, "type": o.type, "x": o.x, "y": o.y, "z": o.origin, "yaw": o.yaw, "scale": o.scale} for o in self.objects
         ]
         return {"objects": objects, "target": self.target, "other": self.other}
+
+    def mirrored(self) -> Scene:
+        """The same scene with left and right exchanged: every shape is symmetric in the plane of its body's x and z."""
+        return replace(self, objects=tuple(replace(item, y=-item.y, yaw=-item.yaw) for item in self.objects))
 
     def names(self) -> str:
         return ", ".join(f"the {item.name}" for item in self.objects)

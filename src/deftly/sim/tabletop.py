@@ -104,27 +104,33 @@ class Tabletop(World):
     # gymnasium -------------------------------------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:  # type: ignore[override]
-        """Start the episode of `seed`. `options={"instruction": text}` asks for the one object that `text` means instead.
+        """Start the episode of `seed`.
+
+        `options={"instruction": text}` asks for the one object that `text` means instead; `{"mirrored": True}` exchanges left and right in
+        everything that the seed gives: objects, start, lamp and cameras.
 
         Raises ValueError when the options are unknown, or when the text has no single referent in this scene.
         """
         if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
             raise UsageError(f"reset needs a seed, an integer >= 0, got {seed!r}: the whole episode is a function of it")
-        unknown = [name for name in options or {} if name != "instruction"]
+        unknown = [name for name in options or {} if name not in ("instruction", "mirrored")]
         if unknown:
-            raise UsageError(f"unknown reset option {unknown[0]!r}; known: 'instruction'")
+            raise UsageError(f"unknown reset option {unknown[0]!r}; known: 'instruction', 'mirrored'")
         config = self.config
         self.scene = sample_scene(generator("tabletop/scene", seed), config.num_objects, config.target_types, config.colours)
-        self.target = self.scene.target
+        appearance = sample_appearance(config.randomization, generator("tabletop/appearance", seed))
         start = generator("tabletop/start", seed)
         tip = start.uniform(START_LOW, START_HIGH)
         opening = 1.0 if start.random() < 0.7 else float(start.uniform(0.0, 1.0))
+        if options and options.get("mirrored"):
+            self.scene, appearance, tip = self.scene.mirrored(), appearance.mirrored(), tip * (1.0, -1.0, 1.0)
+        self.target = self.scene.target
         self.template = int(generator("tabletop/sentence", seed).integers(len(language.TEMPLATES)))
         self.instruction = self.sentence_for(self.target)
         if options and "instruction" in options:
             self.target = language.resolve(str(options["instruction"]), self.scene)
             self.instruction = str(options["instruction"])
-        self.physics.place(self.scene, sample_appearance(config.randomization, generator("tabletop/appearance", seed)), tip, opening)
+        self.physics.place(self.scene, appearance, tip, opening)
         self._episode += 1
         self._steps = self._clipped = 0
         self._held = np.zeros(len(self.scene.objects), dtype=int)  # control steps that each object has been up
