@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from deftly.types import UsageError
 
 COMMANDS = {
     "generate": "make demonstrations in the simulator",
-    "import": "turn an RLDS or LeRobot v2.1 dataset into LeRobot v3.0",
+    "import": "turn an RLDS, HDF5 or LeRobot v2.1 dataset into LeRobot v3.0",
     "show": "print what a dataset holds; --out writes a contact sheet",
 }
 
@@ -57,31 +58,53 @@ def generate(*, episodes: int, out: Path, workers: int = 0, seed: int = 0, image
 
 
 def import_(
-    kind: Annotated[Literal["rlds", "lerobot-v2.1"], tyro.conf.Positional],
+    kind: Annotated[Literal["rlds", "lerobot-v2.1", "hdf5"], tyro.conf.Positional],
     source: Annotated[Path, tyro.conf.Positional],
     target: Annotated[Path, tyro.conf.Positional],
     *,
     fps: int | None = None,
+    task: str | None = None,
+    state: tuple[str, ...] = (),
+    images: Literal["video", "image"] | None = None,
+    budget: float = 0.01,
 ) -> None:
     """Turn a dataset in another format into a LeRobotDataset v3.0.
 
     Args:
-        kind: Format of the source.
-        source: Folder of the source.
+        kind: Format of the source. hdf5 is what robomimic and LIBERO write.
+        source: Folder of the source, or its file.
         target: Folder of the new dataset; it must not exist.
-        fps: Frames per second, for RLDS, which does not store them.
+        fps: Frames per second, for sources that do not say them.
+        task: The instruction of every episode, for hdf5 files that say none.
+        state: Observations that make up the state, in order, for hdf5.
+        images: Encode the images of hdf5 files as video (the default), or keep every pixel.
+        budget: Share of the episodes that may be left out because they are broken.
     """
+    given = {"--fps": fps is not None, "--task": task is not None, "--state": bool(state), "--images": images is not None}
+    reads = {"rlds": ("--fps",), "lerobot-v2.1": (), "hdf5": tuple(given)}[kind]
+    ignored = [name for name, is_given in given.items() if is_given and name not in reads]
+    if ignored:
+        raise UsageError(f"{ignored[0]} means nothing for {kind}, which says this itself; leave it out")
     if kind == "rlds":
         from deftly.data.importers.rlds import import_rlds
 
-        report = import_rlds(source, target, fps)
+        report = import_rlds(source, target, fps, budget)
+    elif kind == "hdf5":
+        require_extra("h5py", "hdf5", "import hdf5")
+        from deftly.data.importers.hdf5 import import_hdf5
+
+        report = import_hdf5(source, target, rate_hz=fps, task=task, state=state, images=images or "video", budget=budget)
     else:
         from deftly.data.importers.lerobot_v21 import import_lerobot_v21
 
-        if fps is not None:
-            raise UsageError("--fps is for rlds: a LeRobot dataset states its own rate")
-        report = import_lerobot_v21(source, target)
+        report = import_lerobot_v21(source, target, budget)
     print(f"{target}: " + "\n  ".join(report.lines()))
+
+
+def require_extra(module: str, extra: str, what: str) -> None:
+    """Raise `UsageError` with the line that installs it when an optional library is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise UsageError(f"`deftly data {what}` needs {module}: pip install 'deftly[{extra}]', in a checkout pip install -e '.[{extra}]'")
 
 
 def show(directory: Annotated[Path, tyro.conf.Positional], *, out: Path | None = None) -> None:

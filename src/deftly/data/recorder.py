@@ -7,7 +7,6 @@ was never finished is put together by whoever opens it (`recording.py`).
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +16,12 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 
 from deftly import storage
 from deftly.contract import Camera, Embodiment, differences
 from deftly.data import video
 from deftly.data.files import PARQUET, arrow_schema, arrow_table
+from deftly.data.images import encode_png
 from deftly.data.recording import RECORDING, ROWS, Plan, assemble, claimed, clip_name, episode_name, saved_episodes
 from deftly.data.schema import ACTION, IMAGES, STATE, Storage, parse_feature
 from deftly.data.video import VideoWriter
@@ -124,7 +123,7 @@ class Recorder:
                 (self._folder / "current").mkdir(exist_ok=True)
             for place, (name, frame) in enumerate(pixels.items()):
                 if self._plan.features[IMAGES + name].dtype == "image":
-                    row[IMAGES + name] = _png(frame)
+                    row[IMAGES + name] = encode_png(frame)
                 else:
                     self._video(place, name).add_frames([frame])
             for name, value in row.items():
@@ -259,12 +258,6 @@ def _pixels(images: Mapping[str, np.ndarray], camera: Camera, where: str) -> np.
         found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise DataError(f"{where}, camera {camera.name!r}: expected uint8 {list(shape)}, got {found}")
     return pixels
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _check_text(text: Any, where: str) -> None:

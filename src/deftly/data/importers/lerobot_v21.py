@@ -6,6 +6,7 @@ frame / fps is encoded anew, and the report says so.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from deftly.contract import Embodiment
-from deftly.data.importers.report import ImportReport
+from deftly.data.importers.report import BUDGET, ImportReport
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Info, embodiment_of, read_info
 from deftly.data.tables import read_table, to_numpy
 from deftly.data.tables_v2 import EPISODES, VERSIONS, read_episodes, read_tasks
@@ -24,12 +25,13 @@ from deftly.types import DataError
 TIME_TOLERANCE_S = 1e-3  # of a recorded timestamp around frame / fps; older recorders rounded
 
 
-def import_lerobot_v21(source: Path, target: Path) -> ImportReport:
+def import_lerobot_v21(source: Path, target: Path, budget: float = BUDGET) -> ImportReport:
     """Write a LeRobotDataset v2.0 or v2.1 as v3.0 at `target`.
 
-    Raises `DataError` naming file and episode when files are missing, damaged or contradict each other. Nothing is left at `target` then.
+    Raises `DataError` naming file and episode when the metadata contradict each other, or when more than `budget` of the episodes are
+    missing, damaged or wrong. Nothing is left at `target` then.
     """
-    return _Source(Path(source)).write(Path(target))
+    return _Source(Path(source)).write(Path(target), budget)
 
 
 class _Source:
@@ -64,23 +66,19 @@ class _Source:
                 left_out.append(name)
         return extra, left_out
 
-    def write(self, target: Path) -> ImportReport:
+    def write(self, target: Path, budget: float) -> ImportReport:
         report = ImportReport(source=f"lerobot-{self.info.version}", left_out=self.left_out)
         images = {name: self.info.features[key].dtype for name, key in self.cameras.items()}
         with DatasetWriter(target, self.embodiment, images=images, extra=self.extra) as writer:  # type: ignore[arg-type]
             for episode, length in enumerate(np.diff(self.index.start).tolist()):
                 path = self.index.data_path(self.root, self.info, episode)
-                try:
-                    writer.add(self._episode(path, episode, length))
-                except DataError as error:
-                    raise error if str(path) in str(error) else DataError(f"{path}: {error}") from None
-            report.episodes, report.frames = writer.num_episodes, writer.num_frames
+                read = functools.partial(self._episode, path, episode, length)
+                report.take(writer, f"{path}: episode {episode}", read, budget, len(self.index))
             if writer.num_encoded_clips:
                 report.notes.append(
                     f"{writer.num_encoded_clips} clips have frames off the grid of frame / fps and were encoded anew (h264, crf 18)"
                 )
-            writer.about["import"] = report.to_dict()
-            writer.finish()
+            report.finish(writer)
         return report
 
     def _episode(self, path: Path, episode: int, length: int) -> EpisodeData:

@@ -6,6 +6,7 @@ the rate must be given, but for the sources in `KNOWN_RATES`. Trajectories that 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
@@ -18,7 +19,7 @@ import numpy as np
 
 from deftly import storage
 from deftly.contract import Camera, Embodiment, Vector
-from deftly.data.importers.report import ImportReport
+from deftly.data.importers.report import BUDGET, ImportReport
 from deftly.data.importers.tfrecord import Values, parse_example, read_records
 from deftly.data.schema import MAX_SIDE
 from deftly.data.writer import DatasetWriter, EpisodeData
@@ -45,11 +46,11 @@ class Leaf:
     shape: tuple[int, ...]
 
 
-def import_rlds(source: Path, target: Path, rate_hz: int | None = None) -> ImportReport:
+def import_rlds(source: Path, target: Path, rate_hz: int | None = None, budget: float = BUDGET) -> ImportReport:
     """Write the trajectories of an RLDS folder as a LeRobotDataset v3.0 at `target`.
 
-    Raises `UsageError` when no rate is known, `DataError` when a file is damaged or does not hold what features.json promises, naming file
-    and record. Nothing is left at `target` then.
+    Raises `UsageError` when no rate is known, `DataError` when a file is damaged or more than `budget` of the trajectories are not what
+    features.json promises, naming file and record. Nothing is left at `target` then.
     """
     source = Path(source)
     info = storage.read_json(source / "dataset_info.json")
@@ -62,6 +63,7 @@ def import_rlds(source: Path, target: Path, rate_hz: int | None = None) -> Impor
     if rate_hz is None:
         report.notes.append(f"{rate} frames per second, as published for {info['name']}; give --fps to say otherwise")
     seen: dict[bytes, str] = {}
+    total = num_records(info)
     with DatasetWriter(
         target, plan.embodiment(str(info.get("name")), rate), images=dict.fromkeys(plan.cameras, "image"), extra=plan.extra
     ) as writer:
@@ -72,17 +74,20 @@ def import_rlds(source: Path, target: Path, rate_hz: int | None = None) -> Impor
                 report.duplicates.append((label, seen[digest]))
                 continue
             seen[digest] = label
-            trajectory = plan.read(example, episode, where, label)
-            try:
-                writer.add(trajectory)
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from None
+            read = functools.partial(plan.read, example, episode, where, label)
+            report.take(writer, where, read, budget, total)
         if not writer.num_episodes:
             raise DataError(f"{source}: holds no trajectories")
-        report.episodes, report.frames = writer.num_episodes, writer.num_frames
-        writer.about["import"] = report.to_dict()
-        writer.finish()
+        report.finish(writer)
     return report
+
+
+def num_records(info: Any) -> int:
+    """How many trajectories dataset_info.json promises, at least 1; what is wrong with it is said by `shards`."""
+    splits = info.get("splits") if isinstance(info, dict) else None
+    lengths = [split.get("shardLengths") for split in splits if isinstance(split, dict)] if isinstance(splits, list) else []
+    counts = [str(count) for shard in lengths if isinstance(shard, list) for count in shard]
+    return max(1, sum(int(count) for count in counts if re.fullmatch(r"\d{1,12}", count)))
 
 
 def shards(source: Path, info: Any) -> Iterator[tuple[str, str, bytes]]:
