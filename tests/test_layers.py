@@ -29,7 +29,13 @@ RANKS = [
 ]
 BASE = RANKS[0]  # single files that count as one package: they may use each other, without cycles
 # Heavy libraries, and the only places that may import them.
-HEAVY = {"mujoco": ("sim/",), "av": ("data/video.py", "evaluation/videos.py"), "pyarrow": ("data/",), "h5py": ("data/importers/hdf5.py",), "matplotlib": ("cli/play.py",)}
+HEAVY = {
+    "mujoco": ("sim/",),
+    "av": ("data/video.py", "evaluation/videos.py"),
+    "pyarrow": ("data/",),
+    "h5py": ("data/importers/hdf5.py",),
+    "matplotlib": ("cli/play.py",),
+}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 
 

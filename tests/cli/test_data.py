@@ -9,6 +9,7 @@ from deftly.cli.data import main
 from deftly.cli.main import main as deftly
 from deftly.data.dataset import Dataset
 from deftly.types import DataError, UsageError
+from hdf5_files import demo, write_file
 from recordings import write
 from rlds_files import trajectory, write_rlds
 
@@ -47,10 +48,19 @@ def test_import_reports_what_it_did(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "1 episodes, 4 frames imported" in shown
     assert "1 duplicated trajectories" in shown
-    with pytest.raises(UsageError, match="states its own rate"):
+    with pytest.raises(UsageError, match=r"--fps means nothing for lerobot-v2\.1"):
         main(["import", "lerobot-v2.1", str(source), str(tmp_path / "other"), "--fps", "5"])
     with pytest.raises(DataError, match=r"info\.json: missing"):
         main(["import", "lerobot-v2.1", str(source), str(tmp_path / "other")])
+
+
+def test_hdf5_is_imported_with_what_it_does_not_say(tmp_path, monkeypatch, capsys):
+    path = write_file(tmp_path / "src" / "image.hdf5", [demo(0)])
+    main(["import", "hdf5", str(path), str(tmp_path / "out"), "--task", "lift it", "--state", "joint_states", "--images", "image"])
+    assert "1 episodes, 5 frames imported" in capsys.readouterr().out
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs h5py: pip install 'deftly\[hdf5\]'"):
+        main(["import", "hdf5", str(path), str(tmp_path / "other")])
 
 
 def test_show_prints_the_table_and_writes_the_sheet(tmp_path, capsys):

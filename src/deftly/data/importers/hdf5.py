@@ -227,7 +227,7 @@ def _splits(file: h5py.File, where: str) -> dict[str, list[str]]:
         return found
     for name in _names(masks, where):
         item = _item(masks, name, where)
-        if isinstance(item, h5py.Dataset) and item.dtype.kind in "SO" and len(item.shape) == 1 and item.size <= MAX_NAMES:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind in "SO" and len(item.shape) == 1 and (item.size or 0) <= MAX_NAMES:
             for episode in item.asstr(errors="replace")[()] if h5py.check_string_dtype(item.dtype) else []:
                 found.setdefault(str(episode), []).append(name)
     return found
