@@ -5,6 +5,7 @@ import pytest
 
 from deftly.contract import Window
 from deftly.data.dataset import Dataset
+from deftly.data.language import LanguageConfig
 from deftly.data.source import DataConfig
 from deftly.types import DataError, UsageError
 from small_data import robot, write_dataset
@@ -48,6 +49,19 @@ def test_statistics_and_words_come_from_the_training_split_alone(root):
     assert "red" in others.tokenizer.words
     assert "blue" in others.summary()["words_only_held_out"]
     assert others.contract.statistics_hash != data.contract.statistics_hash
+
+
+def test_training_hears_other_words_and_validation_does_not(root):
+    plain = build(root)
+    data = build(root, language=LanguageConfig(probability=1, typos=0))
+    assert data.tokenizer.size > plain.tokenizer.size
+    assert data.summary()["augmentation_notes"] == []
+    recorded = {tuple(ids) for ids in data.encoder.tokens(data.dataset.tasks).ids.tolist()}
+    heard = {tuple(ids) for _ in range(5) for ids in data.train.next().text.ids.tolist()}
+    assert len(heard - recorded) > 5
+    for side in (data.validation, data.train):
+        assert side is not None
+        assert {tuple(ids) for batch in side.batches() for ids in batch.text.ids.tolist()} <= recorded
 
 
 def test_the_contract_carries_what_the_data_is(root):

@@ -102,6 +102,7 @@ def test_a_mirrored_sample_is_mirrored_in_every_part(tmp_path):
         if mirrored[i]:
             assert torch.equal(half.images["left"][i], plain.images["right"][i].flip(-1))
             assert torch.equal(half.images["right"][i], plain.images["left"][i].flip(-1))
+            assert torch.equal(half.text.ids[i], plain.text.ids[i]) == (plain.task[i] == 1), "only the first task names a side"
         else:
             for name in ("left", "right"):
                 assert torch.equal(half.images[name][i], plain.images[name][i])

@@ -120,7 +120,7 @@ class Loader(Stream):
     def next(self) -> Batch:
         """The next full batch; raises `WorkerError` when a worker process died."""
         images = self._from_worker() if self.workers else self._source[self._consumed]
-        batch = self.windows.build(*self._source.take(self._consumed), images, self.augmentation)
+        batch = self.windows.build(*self._source.take(self._consumed), images, self.augmentation, reword=True)
         self._consumed += self.batch_size
         return augment_colour(self._transfer(batch), self.augmentation)
 

@@ -18,6 +18,8 @@ from deftly.data.augment import AugmentConfig
 from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
 from deftly.data.encoding import ObservationEncoder, Statistics
+from deftly.data.language.augment import NOT_REWORDED, LanguageConfig
+from deftly.data.language.texts import spoken
 from deftly.data.loader import Loader
 from deftly.data.measure import Part, blocks, cached_statistics, check_numbers
 from deftly.data.split import Split, check_split, split_episodes
@@ -52,6 +54,8 @@ class DataConfig(Config):
     workers: int = pydantic.Field(default=0, ge=0, le=256)
     """Processes that prepare batches; 0 prepares them where training runs. The batches are the same."""
     augmentation: AugmentConfig = AugmentConfig()
+    language: LanguageConfig = NOT_REWORDED
+    """How often training hears an instruction in other words."""
     disk_share: float = pydantic.Field(default=0.2, gt=0, le=1)
     """Most of the free disk space that decoded frames may take; more is refused, with the figures."""
     text_length: int = pydantic.Field(default=16, ge=1, le=4096)
@@ -85,7 +89,11 @@ class DataConfig(Config):
         part = Part(columns, dataset.episode_start, split[0], dataset.hash)
         relative = None if self.actions is None else self.actions.build(dataset.embodiment)
         measured = cached_statistics([part], cache, relative, self.window)
-        tokenizer = self._tokenizer(dataset, part)
+        augmentation, notes = self.augmentation.fitted(dataset.embodiment, cameras)
+        sentences = sentences_of(dataset.tasks, part)
+        heard = spoken(sentences, self.language, mirrors=augmentation.mirror > 0, max_words=self.text_length)
+        tokenizer = TextTokenizer.train([*sentences, *heard.words])
+        tokenizer.check_fits(sentences, self.text_length, str(dataset.root))
         contract = Contract(
             embodiment=dataset.embodiment,
             cameras=cameras,
@@ -101,12 +109,11 @@ class DataConfig(Config):
             actions=relative,
         )
         encoder = ObservationEncoder(contract, measured, tokenizer)
-        augmentation, notes = self.augmentation.fitted(dataset.embodiment, cameras)
         pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, cameras))
         decoders = usable_cores() if pixels > FEW_PIXELS else 0
         store = FrameStore.prepare(dataset, cameras, contract.frame_size, cache, decoders, share=self.disk_share)
         frames = Frames(store, contract, dataset.episode_start)
-        windows = Windows(columns, frames, encoder, dataset.tasks)
+        windows = Windows(columns, frames, encoder, dataset.tasks, heard.augmenter)
         train = Loader(
             windows, training, seed=seed, batch_size=self.batch_size, workers=self.workers, augmentation=augmentation, device=device
         )
@@ -114,7 +121,7 @@ class DataConfig(Config):
         if len(held_out):
             chosen = Selection(dataset.episode_start, split[1], at_most=self.validation_samples)
             validation = Loader(windows, chosen, seed=seed_of("validation", seed), batch_size=self.batch_size, device=device)
-        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, store, notes)
+        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, store, [*notes, *heard.notes])
 
     def _cameras(self, dataset: Dataset) -> tuple[str, ...]:
         cameras = dataset.cameras if self.cameras is None else self.cameras
@@ -134,13 +141,6 @@ class DataConfig(Config):
         recorded = max(max(camera.height, camera.width) for camera in map(dataset.embodiment.camera, cameras))
         size = min(self.augmentation.stored_size(self.image_size), max(recorded, self.image_size))
         return size if size != self.image_size else None
-
-    def _tokenizer(self, dataset: Dataset, part: Part) -> TextTokenizer:
-        """Trained on the instructions of the training episodes alone."""
-        sentences = sentences_of(dataset.tasks, part)
-        tokenizer = TextTokenizer.train(sentences)
-        tokenizer.check_fits(sentences, self.text_length, str(dataset.root))
-        return tokenizer
 
 
 @dataclass(frozen=True, slots=True)

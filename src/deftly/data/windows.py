@@ -23,10 +23,12 @@ from deftly.contract import Contract, Window
 from deftly.data.augment import OFF, AugmentConfig
 from deftly.data.columns import Columns
 from deftly.data.encoding import Gathered, ObservationEncoder
+from deftly.data.language.augment import Augmenter
+from deftly.data.language.texts import Texts
 from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
 from deftly.data.store import FrameStore
 from deftly.data.warp import draw_maps, warp
-from deftly.types import Batch, Tokens, UsageError
+from deftly.types import Batch, UsageError
 
 
 class WindowRows(NamedTuple):
@@ -157,15 +159,24 @@ class Windows:
     In this order: gather in raw units, mirror; then, in the encoder: relative actions, normalise, tokenise, collate.
     """
 
-    def __init__(self, columns: Columns, frames: Frames, encoder: ObservationEncoder, tasks: Sequence[str]) -> None:
+    def __init__(
+        self, columns: Columns, frames: Frames, encoder: ObservationEncoder, tasks: Sequence[str], augmenter: Augmenter | None = None
+    ) -> None:
         """`tasks` are the dataset's sentences."""
         self.columns, self.frames, self.encoder = columns, frames, encoder
-        self.text = encoder.tokens(tasks)
+        self.texts = Texts(tasks, encoder.tokens, augmenter)
 
     def build(
-        self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], images: dict[str, Tensor], augmentation: AugmentConfig = OFF
+        self,
+        rows: Int64[np.ndarray, "b"],
+        key: Int64[Tensor, "b"],
+        images: dict[str, Tensor],
+        augmentation: AugmentConfig = OFF,
+        *,
+        reword: bool = False,
     ) -> Batch:
-        """The windows whose current frames are `rows`, with the images that `frames.read` gave for them."""
+        """The windows whose current frames are `rows`, with the images that `frames.read` gave for them; instructions in other words where
+        `reword`."""
         contract, start = self.encoder.contract, self.frames.episode_start
         episode, at = locate(start, rows, contract.window)
         task = self.columns.task[rows].astype(np.int64)
@@ -182,7 +193,7 @@ class Windows:
             observation_is_pad=at.observation_is_pad,
             past_actions=past,
             past_action_is_pad=at.past_action_is_pad,
-            text=Tokens(ids=self.text.ids[task], is_pad=self.text.is_pad[task]),
+            text=self.texts.tokens(task, key, mirrored, reword=reword),
             key=key,
             task=task,
             episode=episode,

@@ -62,6 +62,9 @@ class LanguageConfig(Config):
         return Augmenter(self, bank_of.load(self.bank), sentences, max_words)
 
 
+NOT_REWORDED = LanguageConfig(probability=0)
+
+
 class Augmenter:
     """`augmenter(sentence, key)` is a pure function. `total` counts the sentences it reworded, `rejected` those it took back."""
 
