@@ -19,7 +19,7 @@ from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
 from deftly.data.encoding import ObservationEncoder, Statistics
 from deftly.data.language.augment import NOT_REWORDED, LanguageConfig
-from deftly.data.language.texts import spoken
+from deftly.data.language.texts import Spoken, spoken
 from deftly.data.loader import Loader
 from deftly.data.measure import Part, blocks, cached_statistics, check_numbers
 from deftly.data.split import Split, check_split, split_episodes
@@ -90,10 +90,7 @@ class DataConfig(Config):
         relative = None if self.actions is None else self.actions.build(dataset.embodiment)
         measured = cached_statistics([part], cache, relative, self.window)
         augmentation, notes = self.augmentation.fitted(dataset.embodiment, cameras)
-        sentences = sentences_of(dataset.tasks, part)
-        heard = spoken(sentences, self.language, mirrors=augmentation.mirror > 0, max_words=self.text_length)
-        tokenizer = TextTokenizer.train([*sentences, *heard.words])
-        tokenizer.check_fits(sentences, self.text_length, str(dataset.root))
+        heard, tokenizer = self._language(dataset, part, augmentation)
         contract = Contract(
             embodiment=dataset.embodiment,
             cameras=cameras,
@@ -141,6 +138,14 @@ class DataConfig(Config):
         recorded = max(max(camera.height, camera.width) for camera in map(dataset.embodiment.camera, cameras))
         size = min(self.augmentation.stored_size(self.image_size), max(recorded, self.image_size))
         return size if size != self.image_size else None
+
+    def _language(self, dataset: Dataset, part: Part, augmentation: AugmentConfig) -> tuple[Spoken, TextTokenizer]:
+        """What training will hear, and a tokenizer of it: from the instructions of the training episodes alone."""
+        sentences = sentences_of(dataset.tasks, part)
+        heard = spoken(sentences, self.language, mirrors=augmentation.mirror > 0, max_words=self.text_length)
+        tokenizer = TextTokenizer.train([*sentences, *heard.words])
+        tokenizer.check_fits(sentences, self.text_length, str(dataset.root))
+        return heard, tokenizer
 
 
 @dataclass(frozen=True, slots=True)
