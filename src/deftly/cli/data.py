@@ -1,4 +1,4 @@
-"""`deftly data generate | import | show`: make demonstrations, take over recorded ones, look at what there is."""
+"""`deftly data generate | import | check | show`: make demonstrations, take over recorded ones, look at what there is."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from deftly.types import UsageError
 COMMANDS = {
     "generate": "make demonstrations in the simulator",
     "import": "turn an RLDS, HDF5 or LeRobot v2.1 dataset into LeRobot v3.0",
+    "check": "find what is broken or cannot be learned from; exit 65 when it must not be trained on",
     "show": "print what a dataset holds; --out writes a contact sheet",
 }
 
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> None:
         print("\n".join(f"  {command:<9} {text}" for command, text in COMMANDS.items()))
         print("\n`deftly data COMMAND --help` shows its flags.")
     elif name in COMMANDS:
-        command = {"generate": generate, "import": import_, "show": show}[name]
+        command = {"generate": generate, "import": import_, "check": check, "show": show}[name]
         tyro.cli(command, args=rest, prog=f"deftly data {name}", description=COMMANDS[name])
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -105,6 +106,39 @@ def require_extra(module: str, extra: str, what: str) -> None:
     """Raise `UsageError` with the line that installs it when an optional library is missing."""
     if importlib.util.find_spec(module) is None:
         raise UsageError(f"`deftly data {what}` needs {module}: pip install 'deftly[{extra}]', in a checkout pip install -e '.[{extra}]'")
+
+
+def check(
+    directory: Annotated[Path, tyro.conf.Positional],
+    *,
+    fast: bool = False,
+    json: Path | None = None,
+    budget: float = 0.01,
+    allow_missing_files: bool = False,
+    allow_empty_instruction: bool = False,
+) -> None:
+    """Look for everything that can be wrong with a dataset, and print it, worst first.
+
+    Args:
+        directory: Folder of the dataset.
+        fast: Probe videos without decoding them: a damaged frame in the middle of a file is not seen.
+        json: Write the findings to this file too.
+        budget: Share of the episodes that may be left out because they are broken.
+        allow_missing_files: Leave out the episodes of a listed file that is missing, instead of refusing the dataset.
+        allow_empty_instruction: Accept episodes without an instruction.
+    """
+    from deftly import storage
+    from deftly.data.check import run, table
+    from deftly.data.check.findings import CheckConfig
+    from deftly.types import DataError
+
+    values = {"budget": budget, "allow_missing_files": allow_missing_files, "allow_empty_instruction": allow_empty_instruction}
+    report = run.check(directory, CheckConfig.parse({"full": not fast, **values}, "data check"))
+    if json is not None:
+        storage.write_json(json, report.to_dict())
+    table.show(report)
+    if report.refusal is not None:
+        raise DataError(f"{directory}: {report.refusal}")
 
 
 def show(directory: Annotated[Path, tyro.conf.Positional], *, out: Path | None = None) -> None:

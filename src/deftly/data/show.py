@@ -51,18 +51,18 @@ def render(dataset: Dataset) -> Group:
 
 def _headline(dataset: Dataset) -> Table:
     facts = summary(dataset)
-    table = Table(title=_text(str(dataset.root)), show_header=False, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=printable(str(dataset.root)), show_header=False, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     stored = {name: dataset.features[key].dtype for name, key in dataset.info.cameras().items()}
     cameras = ", ".join(f"{c.name} {c.height}x{c.width} {c.role} ({stored[c.name]})" for c in dataset.embodiment.cameras)
     table.add_row("episodes", f"{dataset.num_episodes:,}")
     table.add_row("frames", f"{dataset.num_frames:,} at {dataset.fps:g} per second ({float(str(facts['seconds'])) / 60:.1f} minutes)")
-    table.add_row("robot", _text(dataset.embodiment.name))
-    table.add_row("cameras", _text(cameras or "none"))
+    table.add_row("robot", printable(dataset.embodiment.name))
+    table.add_row("cameras", printable(cameras or "none"))
     table.add_row("action kind", dataset.embodiment.action_kind)
     if dataset.extra_names:
-        table.add_row("per episode", _text(", ".join(dataset.extra_names)))
+        table.add_row("per episode", printable(", ".join(dataset.extra_names)))
     others = [name for name, item in dataset.features.items() if item.is_numeric and name not in ("action", "observation.state")]
-    table.add_row("other columns", _text(", ".join(others)))
+    table.add_row("other columns", printable(", ".join(others)))
     return table
 
 
@@ -77,11 +77,11 @@ def _vector(title: str, vector: Vector, values: np.ndarray) -> Table:
     for i, (name, unit) in enumerate(zip(vector.names, vector.units, strict=True)):
         numbers = [_number(found[key][i]) for key in ("min", "q01", "mean", "q99", "max", "std")]
         constant = ", constant" if found["min"][i] == found["max"][i] else ""
-        table.add_row(_text(f"{name} ({unit})" if unit else name) + constant, *numbers)
+        table.add_row(printable(f"{name} ({unit})" if unit else name) + constant, *numbers)
     return table
 
 
-def _text(text: str) -> Text:
+def printable(text: str) -> Text:
     """Text from a dataset: neither markup nor control characters, which a terminal would obey, have any effect."""
     return Text("".join(character if character.isprintable() else " " for character in text))
 
@@ -105,7 +105,7 @@ def _tasks(dataset: Dataset) -> Table:
     table.add_column("episodes", justify="right")
     table.add_column("instruction")
     for task, count in list(counts.items())[:MAX_TASKS]:
-        table.add_row(str(count), _text(task))
+        table.add_row(str(count), printable(task))
     if len(counts) > MAX_TASKS:
         table.add_row("", f"... and {len(counts) - MAX_TASKS} more")
     return table

@@ -1,0 +1,58 @@
+"""Can every frame be decoded, and does each camera show anything? This is the part of a check that takes time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deftly.data.check.findings import Finding
+from deftly.data.check.rows import REPAIR
+from deftly.data.dataset import Dataset
+from deftly.progress import Progress
+from deftly.types import DataError
+
+AT_ONCE = 256  # frames in memory
+DARK = 3  # of 255: no pixel of the episode is brighter
+FROZEN_S = 2.0  # an episode shorter than this may well show one picture
+
+
+def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
+    """Decode every frame of `episodes`."""
+    broken: list[Finding] = []
+    dull: dict[tuple[str, str], list[int]] = {}
+    if not dataset.cameras:
+        return broken
+    with Progress("check", len(episodes) * len(dataset.cameras), "videos") as progress:
+        for episode in episodes.tolist():
+            for camera in dataset.cameras:
+                try:
+                    sight = _look(dataset, episode, camera)
+                except DataError as error:
+                    message = str(error).removeprefix(f"{dataset.root}/")
+                    broken.append(
+                        Finding(code="broken_frame", verdict="quarantine", episode=episode, field=camera, message=message, remedy=REPAIR)
+                    )
+                else:
+                    if sight is not None:
+                        dull.setdefault((camera, sight), []).append(episode)
+                progress.advance()
+    return [*broken, *(_dull(camera, sight, found, len(episodes)) for (camera, sight), found in dull.items())]
+
+
+def _look(dataset: Dataset, episode: int, camera: str) -> str | None:
+    """Decode one episode: `dark` when it is black throughout, `frozen` when a long one shows one picture, None when it is fine."""
+    length = int(dataset.episode_length[episode])
+    brightest, frozen, first = 0, length >= FROZEN_S * dataset.fps, None
+    for begin in range(0, length, AT_ONCE):
+        frames = dataset.frames(episode, camera, np.arange(begin, min(begin + AT_ONCE, length)))
+        brightest = max(brightest, int(frames.max(initial=0)))
+        first = frames[0] if first is None else first
+        frozen = frozen and bool((frames == first).all())
+    return "dark" if brightest <= DARK else "frozen" if frozen else None
+
+
+def _dull(camera: str, sight: str, episodes: list[int], total: int) -> Finding:
+    """One line for all episodes in which a camera shows nothing."""
+    what = "is black" if sight == "dark" else "shows one unmoving picture"
+    message = f"the camera {what} in {len(episodes)} of {total} episodes"
+    remedy = "leave the camera out (data.cameras), or drop the episodes"
+    return Finding(code=f"{sight}_camera", verdict="warn", episode=episodes[0], field=camera, message=message, remedy=remedy)

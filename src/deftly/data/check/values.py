@@ -1,0 +1,167 @@
+"""Are the numbers of state and action fit to learn from? Not finite, outliers, spikes, dimensions that hardly move, idle stretches, twins.
+
+Thresholds are relative to the data's own spread, so that they mean the same for radians and for millimetres.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from deftly.data.check.findings import Finding
+from deftly.data.check.rows import REPAIR, Rows, vectors
+from deftly.data.dataset import Dataset
+from deftly.data.schema import ACTION, STATE
+
+OUTLIER = 1e3  # times the spread between the 5 % and 95 % quantiles, away from the median
+SPIKE_STEP = 10  # times the 99 % quantile of the steps from row to row, out and back again in one frame
+SPIKE_RANGE = 0.5  # and at least this share of the spread
+NEAR_CONSTANT = 1e-2  # of the median spread of the feature's dimensions: normalisation raises it to that
+STILL = 1e-3  # of a dimension's spread: less than this from row to row is no motion
+IDLE_S = 2.0  # a pause as long as this is idle
+IDLE_SHARE = 0.2  # of all frames, from which it is worth a warning
+LONG = 10  # times the median length of an episode
+
+
+def check_values(rows: Rows, dataset: Dataset) -> list[Finding]:
+    """Findings about state and action; statistics are those of the finite rows."""
+    found: list[Finding] = []
+    finite = np.ones(int(rows.start[-1]), dtype=bool)
+    features = vectors(rows, dataset)
+    for name, (values, labels) in features.items():
+        bad = np.asarray(~np.isfinite(values).all(1))
+        finite &= ~bad
+        found += _not_finite(rows, name, values, labels, bad)
+    for name, (values, labels) in features.items():
+        if finite.any():
+            found += _spread(rows, name, values, labels, finite)
+            found += _spikes(rows, name, values, labels, finite)
+    return [*found, *_lengths(rows, dataset), *_idle(rows, dataset, features, finite), *_twins(rows, features)]
+
+
+def _not_finite(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], bad: np.ndarray) -> list[Finding]:
+    found = []
+    for episode, frame, row in rows.first(bad):
+        dim = int(np.flatnonzero(~np.isfinite(values[row]))[0])
+        message = f"{labels[dim]!r} is {values[row, dim]}"
+        found.append(
+            Finding(code="not_finite", verdict="quarantine", episode=episode, frame=frame, field=name, message=message, remedy=REPAIR)
+        )
+    return found
+
+
+def _spread(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], finite: np.ndarray) -> list[Finding]:
+    """Outliers, and dimensions that do not move or hardly."""
+    known = values[finite].astype(np.float64)
+    low, middle, high = np.quantile(known, (0.05, 0.5, 0.95), axis=0)
+    spread, whole = high - low, known.max(0) - known.min(0)
+    moving = np.where(spread > 0, spread, whole)
+    typical = float(np.median(moving[moving > 0])) if (moving > 0).any() else 0.0
+    found = []
+    for dim, label in enumerate(labels):
+        if whole[dim] == 0:
+            message = f"{label!r} is always {known[0, dim]:.4g}: it is not scaled and teaches nothing"
+            found.append(Finding(code="constant", verdict="note", field=name, message=message))
+            continue
+        reach = OUTLIER * max(spread[dim], NEAR_CONSTANT * typical)
+        away = np.where(finite, np.abs(values[:, dim] - middle[dim]), 0)
+        if reach > 0 and away.max() > reach:
+            row = int(away.argmax())
+            episode, frame, _ = next(rows.first(np.arange(len(away)) == row))
+            message = f"{label!r} is {values[row, dim]:.4g}, while 90 % of the values lie within {low[dim]:.4g} .. {high[dim]:.4g}"
+            remedy = "keep normalization quantile (mean_std and min_max are refused), or repair the episode"
+            found.append(Finding(code="outlier", verdict="warn", episode=episode, frame=frame, field=name, message=message, remedy=remedy))
+        elif whole[dim] < NEAR_CONSTANT * typical:
+            message = (
+                f"{label!r} hardly moves (range {whole[dim]:.3g}, the others' spread is {typical:.3g}): normalisation does not blow it up"
+            )
+            found.append(Finding(code="near_constant", verdict="note", field=name, message=message))
+    return found
+
+
+def _spikes(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], finite: np.ndarray) -> list[Finding]:
+    """A single frame that jumps out and back: a dropped packet, not a motion."""
+    if len(values) < 3:
+        return []
+    inner = np.ones(len(values), dtype=bool)
+    inner[rows.start[:-1]] = inner[rows.start[1:] - 1] = False
+    inner[1:-1] &= finite[1:-1] & finite[:-2] & finite[2:]
+    inner[0] = inner[-1] = False
+    with np.errstate(invalid="ignore", over="ignore"):
+        before, after = np.zeros(values.shape), np.zeros(values.shape)
+        before[1:] = np.diff(values.astype(np.float64), axis=0)
+        after[:-1] = -before[1:]
+        jump = np.where((np.sign(before) == np.sign(after)) & inner[:, None], np.minimum(np.abs(before), np.abs(after)), 0)
+    steps = np.abs(before[1:][inner[1:]])
+    found = []
+    for dim, label in enumerate(labels):
+        if not len(steps) or len(np.unique(values[finite, dim])) <= 4:  # a switch jumps by nature
+            continue
+        spread = float(np.subtract(*np.quantile(values[finite, dim], (0.99, 0.01))))
+        limit = max(SPIKE_STEP * float(np.quantile(steps[:, dim], 0.99)), SPIKE_RANGE * spread)
+        spikes = jump[:, dim] > limit
+        if limit > 0 and spikes.any():
+            episode, frame, row = next(rows.first(spikes))
+            message = f"{label!r} jumps by {jump[row, dim]:.3g} for one frame ({int(spikes.sum())} such frames)"
+            found.append(
+                Finding(code="spike", verdict="warn", episode=episode, frame=frame, field=name, message=message, remedy="look at it")
+            )
+    return found
+
+
+def _lengths(rows: Rows, dataset: Dataset) -> list[Finding]:
+    lengths = np.diff(rows.start)
+    if len(lengths) < 3:
+        return []
+    middle = float(np.median(lengths))
+    found = []
+    for place in np.flatnonzero(lengths > LONG * middle):
+        message = f"has {lengths[place]} frames, the median episode {middle:.0f}: several recordings in one?"
+        found.append(Finding(code="long_episode", verdict="warn", episode=int(rows.episodes[place]), message=message))
+    return found
+
+
+def _idle(rows: Rows, dataset: Dataset, features: dict[str, tuple[np.ndarray, tuple[str, ...]]], finite: np.ndarray) -> list[Finding]:
+    """Stretches in which nothing moves: they teach a policy to wait."""
+    if not features or len(finite) < 2:
+        return []
+    values = features[STATE][0] if STATE in features else features[ACTION][0]
+    spread = np.subtract(*np.quantile(values[finite], (0.99, 0.01), axis=0)) if finite.any() else np.zeros(values.shape[1])
+    with np.errstate(invalid="ignore"):
+        still = np.zeros(len(values), dtype=bool)
+        still[1:] = (np.abs(np.diff(values, axis=0)) <= STILL * spread).all(1)
+    still[rows.start[:-1]] = False
+    edges = np.diff(np.concatenate([[0], still.astype(np.int8), [0]]))
+    begin, end = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    long = end - begin >= IDLE_S * dataset.fps
+    if not long.any():
+        return []
+    begin, end = begin[long], end[long]
+    share = float((end - begin).sum()) / len(values)
+    worst = int((end - begin).argmax())
+    episode, frame, _ = next(rows.first(np.arange(len(values)) == begin[worst]))
+    longest = (end - begin)[worst] / dataset.fps
+    message = f"nothing moves in {share:.0%} of the frames ({len(begin)} stretches of {IDLE_S:g} s or more, the longest {longest:.1f} s)"
+    verdict = "warn" if share > IDLE_SHARE else "note"
+    remedy = "cut the stretches out if the policy waits too often" if verdict == "warn" else ""
+    return [Finding(code="idle", verdict=verdict, episode=episode, frame=frame, message=message, remedy=remedy)]
+
+
+def _twins(rows: Rows, features: dict[str, tuple[np.ndarray, tuple[str, ...]]]) -> list[Finding]:
+    """Episodes with the very same numbers: they count twice, and may lie on both sides of a split."""
+    seen: dict[bytes, int] = {}
+    twins: list[tuple[int, int]] = []
+    for place, episode in enumerate(rows.episodes.tolist()):
+        part = slice(int(rows.start[place]), int(rows.start[place + 1]))
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(values[part]).tobytes() for values, _ in features.values())).digest()
+        if digest in seen:
+            twins.append((episode, seen[digest]))
+        else:
+            seen[digest] = episode
+    if not twins:
+        return []
+    episode, first = twins[0]
+    message = f"holds the same numbers as episode {first} ({len(twins)} episodes repeat another)"
+    remedy = "drop the copies, or they may train and judge at once"
+    return [Finding(code="duplicate_episode", verdict="warn", episode=episode, message=message, remedy=remedy)]
