@@ -93,8 +93,8 @@ def test_what_episodes_jsonl_says_further_is_kept(source):
         (lambda s: (s / "meta/tasks.jsonl").write_text("{}"), "last line is cut off"),
         (lambda s: (s / "meta/tasks.jsonl").write_text("[" * 100_000 + "\n"), "not valid JSON"),
         (lambda s: lines(s / "meta/tasks.jsonl", [{"task_index": 3, "task": "a"}]), "without gaps"),
-        (lambda s: lines(s / "meta/episodes.jsonl", [{"episode_index": 0, "length": True}]), "positive length"),
-        (lambda s: lines(s / "meta/episodes.jsonl", [{"episode_index": 0, "length": 1 << 40}]), "positive length"),
+        (lambda s: lines(s / "meta/episodes.jsonl", [{"episode_index": 0, "length": True}]), "a length in each line"),
+        (lambda s: lines(s / "meta/episodes.jsonl", [{"episode_index": 0, "length": 1 << 40}]), "a length in each line"),
     ],
 )
 def test_broken_metadata_is_refused_in_one_line(source, damage, message):

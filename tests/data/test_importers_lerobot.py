@@ -104,7 +104,7 @@ DAMAGE = {
     "task list": (lambda s: lines(s / "meta/tasks.jsonl", [[1]]), "one JSON object per line"),
     "torn line": (lambda s: cut(s / "meta/tasks.jsonl"), "last line is cut off"),
     "torn episodes": (lambda s: cut(s / "meta/episodes.jsonl"), "last line is cut off"),
-    "length": (lambda s: lines(s / "meta/episodes.jsonl", [{"episode_index": 0, "length": -1}]), "positive length"),
+    "length": (lambda s: lines(s / "meta/episodes.jsonl", [{"episode_index": 0, "length": -1}]), "a length in each line"),
     "numbering": (lambda s: lines(s / "meta/episodes.jsonl", [{"episode_index": 5, "length": 3}]), "numbered from 0"),
     "no rows": (lambda s: (s / ROWS.format(0, 1)).unlink(), r"episode_000001\.parquet: missing"),
     "cut rows": (lambda s: cut(s / ROWS.format(0, 1)), r"episode_000001\.parquet: not a parquet file"),

@@ -188,7 +188,7 @@ def _index(table: pa.Table, keys: list[str], where: str) -> tuple[EpisodeIndex, 
     if not np.array_equal(index[order], np.arange(len(index))):
         raise DataError(f"{where}: episode_index must run from 0 to {len(index) - 1} with every number once")
     length, begin, end = integers("length"), integers("dataset_from_index"), integers("dataset_to_index")
-    wrong = np.flatnonzero((length <= 0) | (length > MAX_FRAMES) | (end - begin != length))
+    wrong = np.flatnonzero((length < 0) | (length > MAX_FRAMES) | (end - begin != length))
     if len(wrong):
         e = int(wrong[0])
         raise DataError(f"{where}: episode {e}: length {length[e]} does not match its rows {begin[e]}..{end[e]}")

@@ -48,14 +48,14 @@ def read_tasks(root: Path) -> tuple[str, ...]:
 
 
 def read_episodes(root: Path, info: Info) -> tuple[EpisodeIndex, EpisodeLines]:
-    """meta/episodes.jsonl, checked: episodes numbered 0..n-1, once each, of at least one frame."""
+    """meta/episodes.jsonl, checked: episodes numbered 0..n-1, once each; one of no frames is for the check to find."""
     path = root / EPISODES
     lengths: dict[int, int] = {}
     names: dict[str, None] = {}
     for line in _lines(path):
         index, length = line.get("episode_index"), line.get("length")
-        if not _is_count(index) or not _is_count(length) or not 0 < length <= MAX_FRAMES or index in lengths:
-            raise DataError(f"{path}: needs a new episode_index and a positive length in each line, found {str(line)[:80]}")
+        if not _is_count(index) or not _is_count(length) or length > MAX_FRAMES or index in lengths:
+            raise DataError(f"{path}: needs a new episode_index and a length in each line, found {str(line)[:80]}")
         lengths[index] = length
         names |= dict.fromkeys(name for name in line if name not in _KNOWN)
     count = len(lengths)
