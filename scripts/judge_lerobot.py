@@ -1,4 +1,5 @@
-"""What our reader finds in a dataset, and whether lerobot finds the same. Run by judge_lerobot.sh, each half in its own environment.
+"""What our reader finds in a dataset, and whether lerobot finds the same. Run by judge_lerobot.sh, each half in its own environment:
+lerobot 0.4.4 for v3.0, 0.3.3 for v2.1.
 
 export DATASET FOLDER    (ours)     every numeric column, and windows of history, chunk and pixels at chosen rows
 compare DATASET FOLDER   (judge's)  opens DATASET with lerobot and compares, exactly
@@ -110,30 +111,40 @@ def compare(root: Path, folder: Path) -> int:
     return judgement.report(f"{root}: read by lerobot {version('lerobot')} ({versions})")
 
 
+def is_v21(dataset: Any) -> bool:
+    """Whether this is lerobot 0.3, whose metadata are dictionaries of what stood in json lines."""
+    return isinstance(dataset.meta.tasks, dict)
+
+
 def compare_meta(judgement: Judgement, dataset: Any, facts: dict[str, Any]) -> None:
     meta = dataset.meta
+    if is_v21(dataset):
+        tasks, numbers = list(meta.tasks.values()), list(meta.tasks)
+        first, last = dataset.episode_data_index["from"].numpy(), dataset.episode_data_index["to"].numpy()
+        provenance = {name: [meta.episodes[i].get(name) for i in range(meta.total_episodes)] for name in facts["extra"]}
+        statistics = {"min", "max", "mean", "std", "count"}
+    else:
+        tasks, numbers = [meta.tasks.iloc[i].name for i in range(meta.total_tasks)], meta.tasks["task_index"].tolist()
+        first, last = meta.episodes["dataset_from_index"], meta.episodes["dataset_to_index"]
+        provenance = {name: meta.episodes[name] for name in facts["extra"]}
+        statistics = {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
     for name, expected, found in (
         ("fps", facts["fps"], meta.fps),
         ("robot_type", str(facts["robot_type"]), str(meta.robot_type)),
         ("episodes", facts["episodes"], meta.total_episodes),
         ("frames", facts["frames"], len(dataset)),
         ("cameras", facts["cameras"], meta.camera_keys),
-        ("tasks", facts["tasks"], [meta.tasks.iloc[i].name for i in range(meta.total_tasks)]),
-        ("task numbers", list(range(len(facts["tasks"]))), meta.tasks["task_index"].tolist()),
+        ("tasks", facts["tasks"], tasks),
+        ("task numbers", list(range(len(facts["tasks"]))), numbers),
         ("task lookup", list(range(len(facts["tasks"]))), [meta.get_task_index(task) for task in facts["tasks"]]),
-        ("first rows", facts["episode_start"][:-1], meta.episodes["dataset_from_index"]),
-        ("last rows", facts["episode_start"][1:], meta.episodes["dataset_to_index"]),
+        ("first rows", facts["episode_start"][:-1], first),
+        ("last rows", facts["episode_start"][1:], last),
     ):
         judgement.same("metadata", name, expected, found)
     for name, expected in facts["extra"].items():
-        judgement.same("provenance", name, [str(value) for value in expected], [str(value) for value in meta.episodes[name]])
+        judgement.same("provenance", name, [str(value) for value in expected], [str(value) for value in provenance[name]])
     for name in [*facts["names"], *facts["cameras"]]:
-        judgement.same(
-            "statistics there",
-            name,
-            True,
-            {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"} <= set(meta.stats[name]),
-        )
+        judgement.same("statistics there", name, True, statistics <= set(meta.stats[name]))
 
 
 def compare_columns(judgement: Judgement, dataset: Any, facts: dict[str, Any], arrays: Any) -> None:
@@ -142,10 +153,9 @@ def compare_columns(judgement: Judgement, dataset: Any, facts: dict[str, Any], a
     for name in facts["names"]:
         expected = arrays[f"column/{name}"]
         judgement.same("column values", name, expected, np.asarray(rows[name]).reshape(expected.shape))
-        values = expected.reshape(len(expected), -1).astype(np.float64)
-        judgement.same(
-            "statistics min max", name, [values.min(0), values.max(0)], [dataset.meta.stats[name]["min"], dataset.meta.stats[name]["max"]]
-        )
+        values, stats = expected.reshape(len(expected), -1).astype(np.float32), dataset.meta.stats[name]
+        found = np.float32([stats["min"], stats["max"]])  # other recorders took them before they rounded their columns to float32
+        judgement.same("statistics min max", name, [values.min(0), values.max(0)], found)
 
 
 def compare_window(judgement: Judgement, item: dict[str, Any], row: int, facts: dict[str, Any], arrays: Any) -> None:
@@ -186,9 +196,14 @@ def record(root: Path, folder: Path) -> None:
             image = np.stack([x * 3, y * 4, 0 * x + 40 * episode + 5 * i], axis=-1).astype(np.uint8)
             frame = {"observation.images.front": image, "observation.images.wrist": image[::-1].copy()}
             frame |= {"observation.state": draw.normal(size=3).astype(np.float32), "action": draw.normal(size=2).astype(np.float32)}
-            dataset.add_frame({**frame, "next.reward": np.float32([i]), "task": f"task {episode % 2}"})
+            frame, task = {**frame, "next.reward": np.float32([i])}, f"task {episode % 2}"
+            if is_v21(dataset):
+                dataset.add_frame(frame, task)
+            else:
+                dataset.add_frame({**frame, "task": task})
         dataset.save_episode()
-    dataset.finalize()
+    if not is_v21(dataset):
+        dataset.finalize()
     read = LeRobotDataset("judge/recorded", root=root, video_backend="pyav")
     folder.mkdir(exist_ok=True)
     items = [read[i] for i in range(len(read))]
