@@ -13,7 +13,7 @@ from deftly.types import UsageError
 
 COMMANDS = {
     "generate": "make demonstrations in the simulator",
-    "import": "turn an RLDS, HDF5 or LeRobot v2.1 dataset into LeRobot v3.0",
+    "import": "turn RLDS, HDF5, LeRobot v2.1 or a folder of images into LeRobot v3.0",
     "check": "find what is broken or cannot be learned from; exit 65 when it must not be trained on",
     "show": "print what a dataset holds; --out writes a contact sheet",
 }
@@ -59,7 +59,7 @@ def generate(*, episodes: int, out: Path, workers: int = 0, seed: int = 0, image
 
 
 def import_(
-    kind: Annotated[Literal["rlds", "lerobot-v2.1", "hdf5"], tyro.conf.Positional],
+    kind: Annotated[Literal["rlds", "lerobot-v2.1", "hdf5", "folder"], tyro.conf.Positional],
     source: Annotated[Path, tyro.conf.Positional],
     target: Annotated[Path, tyro.conf.Positional],
     *,
@@ -72,17 +72,17 @@ def import_(
     """Turn a dataset in another format into a LeRobotDataset v3.0.
 
     Args:
-        kind: Format of the source. hdf5 is what robomimic and LIBERO write.
+        kind: Format of the source. hdf5 is what robomimic and LIBERO write, folder is metadata.json beside images/.
         source: Folder of the source, or its file.
         target: Folder of the new dataset; it must not exist.
-        fps: Frames per second, for sources that do not say them.
+        fps: Frames per second, for sources that do not say them. A folder's timestamps then give the order and nothing else.
         task: The instruction of every episode, for hdf5 files that say none.
         state: Observations that make up the state, in order, for hdf5.
         images: Encode the images of hdf5 files as video (the default), or keep every pixel.
         budget: Share of the episodes that may be left out because they are broken.
     """
     given = {"--fps": fps is not None, "--task": task is not None, "--state": bool(state), "--images": images is not None}
-    reads = {"rlds": ("--fps",), "lerobot-v2.1": (), "hdf5": tuple(given)}[kind]
+    reads = {"rlds": ("--fps",), "lerobot-v2.1": (), "hdf5": tuple(given), "folder": ("--fps",)}[kind]
     ignored = [name for name, is_given in given.items() if is_given and name not in reads]
     if ignored:
         raise UsageError(f"{ignored[0]} means nothing for {kind}, which says this itself; leave it out")
@@ -95,6 +95,10 @@ def import_(
         from deftly.data.importers.hdf5 import import_hdf5
 
         report = import_hdf5(source, target, rate_hz=fps, task=task, state=state, images=images or "video", budget=budget)
+    elif kind == "folder":
+        from deftly.data.importers.folder import import_folder
+
+        report = import_folder(source, target, rate_hz=fps, budget=budget)
     else:
         from deftly.data.importers.lerobot_v21 import import_lerobot_v21
 

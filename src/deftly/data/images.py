@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from deftly.types import DataError
 
 MAX_IMAGE_BYTES = 64 << 20  # of an encoded image
+MAX_PIXELS = 1 << 25  # 33 million: 7680 x 4320, and no more
 
 
 def fit_inside(height: int, width: int, size: int) -> tuple[int, int]:
@@ -71,6 +72,20 @@ def decode_image(data: bytes | None, height: int, width: int, where: str) -> np.
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         raise DataError(f"{where}: cannot be decoded ({error})") from None
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """(height, width) of a PNG or JPEG by its header; a `DataError` when it is neither, or has more than `MAX_PIXELS`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                width, height = image.size
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: is not a PNG or JPEG image ({error})") from None
+    if width * height > MAX_PIXELS:  # guard: data.images.pixels
+        raise DataError(f"{where}: {height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
+    return height, width
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
