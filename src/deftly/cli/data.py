@@ -1,4 +1,4 @@
-"""`deftly data generate | import | check | show`: make demonstrations, take over recorded ones, look at what there is."""
+"""`deftly data COMMAND`: make demonstrations, take over recorded ones, check and look at what there is."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "import": "turn RLDS, HDF5, LeRobot v2.1 or a folder of images into LeRobot v3.0",
     "check": "find what is broken or cannot be learned from; exit 65 when it must not be trained on",
     "show": "print what a dataset holds; --out writes a contact sheet",
+    "preview": "write a picture of what training would show of a dataset",
 }
 
 
@@ -27,7 +28,13 @@ def main(arguments: list[str]) -> None:
         print("\n".join(f"  {command:<9} {text}" for command, text in COMMANDS.items()))
         print("\n`deftly data COMMAND --help` shows its flags.")
     elif name in COMMANDS:
-        command = {"generate": generate, "import": import_, "check": check, "show": show}[name]
+        command = {
+            "generate": generate,
+            "import": import_,
+            "check": check,
+            "show": show,
+            "preview": preview,
+        }[name]
         tyro.cli(command, args=rest, prog=f"deftly data {name}", description=COMMANDS[name])
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -156,3 +163,50 @@ def show(directory: Annotated[Path, tyro.conf.Positional], *, out: Path | None =
     from deftly.data.dataset import Dataset
 
     module.show(Dataset.open(directory), out)
+
+
+def preview(
+    directory: Annotated[Path, tyro.conf.Positional],
+    *,
+    augment: bool = False,
+    strength: Literal["default", "strong", "other-cameras"] = "strong",
+    camera: tuple[str, ...] = (),
+    image_size: int = 96,
+    rows: int = 4,
+    seed: int = 0,
+    out: Path = Path("preview.png"),
+) -> None:
+    """Write a picture of recorded moments at the policy's size, and of the training samples that augmentation makes of them: images,
+    instruction, state and action arrows.
+
+    Args:
+        directory: Folder of the dataset.
+        augment: Show training samples beside what was recorded.
+        strength: Which augmentation: what a recipe has by default, what large policies use, or what another camera would change.
+        camera: Cameras to show; the first three by default.
+        image_size: Side of the images that the policy sees, pixels.
+        rows: Episodes to show, evenly spread.
+        seed: Another seed draws other samples.
+        out: The PNG file to write.
+    """
+    from deftly.data.augment import AugmentConfig
+    from deftly.data.dataset import Dataset
+    from deftly.data.language import LanguageConfig
+    from deftly.data.preview import preview as draw
+
+    for name, value, most in (("image-size", image_size, 2048), ("rows", rows, 64)):
+        if not 1 <= value <= most:
+            raise UsageError(f"--{name} {value}: give 1 to {most}")
+    config = {"default": AugmentConfig, "strong": AugmentConfig.strong, "other-cameras": AugmentConfig.other_cameras}[strength]()
+    sheet, notes = draw(
+        Dataset.open(directory),
+        config,
+        LanguageConfig(probability=1.0) if augment else None,
+        cameras=camera or None,
+        image_size=image_size,
+        rows=rows,
+        variants=5 if augment else 0,
+        seed=seed,
+    )
+    sheet.save(out, format="PNG")
+    print("\n".join([f"preview: {out}", *(f"  {note}" for note in notes if augment)]))

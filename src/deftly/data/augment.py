@@ -37,6 +37,7 @@ CHUNK = 8  # samples per pass on a CPU: their float copies stay in the cache
 ROUNDING = 2.0**23  # adding it to a float in [0, 255] leaves the nearest integer in the low bits
 NOISE_BANK = 1 << 20
 CROP_MARGIN = 1.15
+NAMEABLE_HUE = 0.04  # turns that leave red, yellow, green and blue what they are called
 BLUR_ONE = 1024  # blur weights are whole numbers that add up to this: twice over, 255 of them still fit into 32 bits
 
 Share = Annotated[float, pydantic.Field(ge=0.1, le=1)]
@@ -101,9 +102,9 @@ class AugmentConfig(Config):
 
     @classmethod
     def strong(cls) -> Self:
-        """What large policies are trained with: crops, turns, blur and the mirror."""
-        crop = {"crop_scale": (0.8, 1.0), "crop_ratio": (0.75, 4 / 3), "rotation_degrees": 10.0, "shift_pixels": 0}
-        return cls.parse({"hue": 0.1, **crop, "blur": 0.5, "mirror": 0.5}, "strong")
+        """What large policies are trained with, crops, turns, blur and the mirror, but for the hue: a tenth of the colour circle makes red
+        balls orange and blue cups purple, and instructions name colours."""
+        return cls(crop_scale=(0.8, 1.0), crop_ratio=(0.75, 4 / 3), rotation_degrees=10.0, shift_pixels=0, blur=0.5, mirror=0.5)
 
     @classmethod
     def other_cameras(cls) -> Self:
@@ -130,6 +131,8 @@ class AugmentConfig(Config):
         moves += [f"rotation +-{self.rotation_degrees:g} degrees"] if self.rotation_degrees else []
         if moves:
             notes.append(f"{' and '.join(moves)} of scene cameras: actions stay as they are, which is approximate")
+        if self.hue > NAMEABLE_HUE:
+            notes.append(f"hue +-{self.hue:g}: colours may turn into others than the instruction names")
         return config, notes
 
 
@@ -264,18 +267,21 @@ def augment_colour(batch: Batch, config: AugmentConfig) -> Batch:
     """The batch with its pixels changed, on the device that they are on; the batch itself where nothing is configured."""
     if not (config.changes_colour or config.blur or config.erase):
         return batch
-    images = {}
-    for camera, image in batch.images.items():
-        if config.blur:
-            image = _some(image, apply_blur, *draw_blur(batch.key, camera, config))
-        if config.changes_colour:
-            matrix, offset = (part.to(image.device) for part in colour_maps(batch.key, camera, config))
-            noise = draw_noise(batch.key, camera, config.noise) if config.noise else None
-            image = apply_colour(image, matrix, offset, noise)
-        if config.erase:
-            image = _some(image, apply_patches, *draw_patches(batch.key, camera, config, *image.shape[-2:]))
-        images[camera] = image
-    return replace(batch, images=images)
+    return replace(batch, images={name: augment_pixels(image, batch.key, name, config) for name, image in batch.images.items()})
+
+
+def augment_pixels(
+    image: UInt8[Tensor, "b t 3 h w"], key: Int64[Tensor, "b"], camera: str, config: AugmentConfig
+) -> UInt8[Tensor, "b t 3 h w"]:
+    """One camera's images blurred, coloured, with noise and patches, as each sample's key says."""
+    if config.blur:
+        image = _some(image, apply_blur, *draw_blur(key, camera, config))
+    if config.changes_colour:
+        matrix, offset = (part.to(image.device) for part in colour_maps(key, camera, config))
+        image = apply_colour(image, matrix, offset, draw_noise(key, camera, config.noise) if config.noise else None)
+    if config.erase:
+        image = _some(image, apply_patches, *draw_patches(key, camera, config, *image.shape[-2:]))
+    return image
 
 
 def _some(image: Tensor, change: Callable[[Tensor, Tensor], Tensor], chosen: Bool[Tensor, "b"], values: Tensor) -> Tensor:
