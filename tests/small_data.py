@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from deftly.data.columns import Columns
 from deftly.data.encoding import ObservationEncoder
 from deftly.data.measure import Part, measure
 from deftly.data.store import FrameStore
+from deftly.data.stored import Frames
 from deftly.data.tokenizer import TextTokenizer
-from deftly.data.windows import Frames, Windows
+from deftly.data.windows import Windows
 from deftly.data.writer import DatasetWriter, EpisodeData
 
 TASKS = ("pick up the red cup", "Lift the blue ball!", "grab the green box")
@@ -59,6 +61,14 @@ class FakeDataset:
 
     def extra(self, name: str) -> list[Any]:
         return list(self.scenes) if name == "scene" and self.scenes else [None] * self.num_episodes
+
+    def chunks(self, names: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Two episodes at a time, the last ones first."""
+        columns = {"observation.state": self.state, "action": self.action}
+        for first in reversed(range(0, self.num_episodes, 2)):
+            episodes = np.arange(first, min(first + 2, self.num_episodes))
+            rows = slice(int(self.episode_start[episodes[0]]), int(self.episode_start[episodes[-1] + 1]))
+            yield episodes, {name: columns[name][rows] for name in names}
 
     def frames(self, episode: int, camera: str, indices: np.ndarray | None = None) -> np.ndarray:
         indices = np.arange(self.lengths[episode]) if indices is None else indices

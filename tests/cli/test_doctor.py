@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from deftly.cli import demo, doctor
 from deftly.cli.doctor import Finding
-from deftly.data.store import FREE_SHARE
+from deftly.data.store import DISK_SHARE
 from deftly.sim import opengl
 
 FINE = [Finding("python", "ok", "3.11"), Finding("disk", "ok", "9 GB")]
@@ -129,7 +129,7 @@ def test_disk(monkeypatch, tmp_path, free: float, status: str):
 
 def test_what_the_doctor_lets_pass_the_demo_does_too():
     needed = demo.frame_bytes(demo.recipe(False), demo.EPISODES)
-    assert 0.9 * doctor.DISK_WARN_GB < needed / FREE_SHARE / 1e9 <= doctor.DISK_WARN_GB
+    assert 0.9 * doctor.DISK_WARN_GB < needed / DISK_SHARE / 1e9 <= doctor.DISK_WARN_GB
 
 
 def test_a_directory_that_cannot_be_written(monkeypatch, tmp_path):

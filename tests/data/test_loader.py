@@ -1,4 +1,3 @@
-import collections
 import json
 import multiprocessing
 import os
@@ -11,8 +10,11 @@ import torch
 
 from deftly.contract import Window
 from deftly.data.augment import AugmentConfig
-from deftly.data.loader import BLOCK, Loader, Order, OrderedFrames, Positions, WorkerError
+from deftly.data.loader import Loader
+from deftly.data.order import Order
+from deftly.data.stored import OrderedFrames
 from deftly.data.windows import Selection
+from deftly.data.workers import WorkerError, Workers
 from deftly.types import Batch, DataError
 from small_data import FakeDataset, build_windows
 
@@ -142,7 +144,14 @@ def test_resuming_at_any_batch_continues_with_exactly_the_next_one(windows, work
 def test_a_state_of_another_stream_is_refused(windows):
     stream = loader(windows)
     state = stream.state()
-    for change in ({"windows": 22}, {"seed": 6}, {"consumed": -1}, {"consumed": "3"}, {"consumed": None}):
+    for change in (
+        {"windows": 22},
+        {"seed": 6},
+        {"order": "blocks"},
+        {"consumed": -1},
+        {"consumed": "3"},
+        {"consumed": None},
+    ):
         with pytest.raises(DataError):
             stream.load_state({**state, **change})
     with pytest.raises(DataError):
@@ -187,7 +196,7 @@ def test_global_generators_are_left_alone(windows):
 def test_nothing_large_is_pickled_for_a_worker(windows):
     big = Selection(np.arange(0, 10**8 + 1, 10**6), np.arange(100))
     assert len(big) == 10**8
-    assert len(pickle.dumps(OrderedFrames(windows.frames, big, 0, 4, AugmentConfig()))) < 10_000
+    assert len(pickle.dumps(OrderedFrames(windows.frames, big, Order(10**8, 0), 4, AugmentConfig()))) < 10_000
     assert len(pickle.dumps(windows.frames.store)) < 2_000
     assert len(pickle.dumps(windows.columns)) < 2_000
 
@@ -223,7 +232,9 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_the_same_error(window
             raise error
 
     stream = loader(windows, workers=1)
-    stream._workers = Dying()
+    workers = Workers(stream.feed.source, 0, 4, 1)
+    workers._results = Dying()
+    stream.feed._processes = workers
     with pytest.raises(WorkerError, match="a data worker process died") as caught:
         stream.next()
     assert "\n" not in str(caught.value)
@@ -233,7 +244,7 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_the_same_error(window
 
 def test_a_fault_inside_a_worker_is_told_as_what_it_is(windows):
     stream = loader(windows, workers=1)
-    stream._source.selection = Selection(10**6 + np.array([0, SAMPLES]), np.array([0]))  # beyond the store
+    stream.feed.source.selection = Selection(10**6 + np.array([0, SAMPLES]), np.array([0]))  # beyond the store
     with pytest.raises(IndexError):
         stream.next()
     stream.close()
@@ -252,26 +263,3 @@ def test_close_stops_the_workers(windows):
 def test_a_split_without_frames_is_refused(windows):
     with pytest.raises(DataError, match="no window"):
         Loader(windows, Selection(windows.frames.episode_start, np.zeros(0, np.int64)), seed=0, batch_size=4)
-
-
-def test_the_order_crosses_blocks_and_epochs(monkeypatch):
-    size = BLOCK + 700
-    order = Order(size, seed=1)
-    index, key = order.take(size - 10, 2 * size)
-    counts = collections.Counter(index.tolist())
-    assert set(counts.values()) == {2} or sum(counts.values()) == 2 * size
-    again, keys = [], []
-    for start in range(size - 10, 3 * size - 10, 1000):
-        count = min(1000, 3 * size - 10 - start)
-        part, key_part = Order(size, seed=1).take(start, count) if start % 3000 == 0 else order.take(start, count)
-        again.append(part)
-        keys.append(key_part)
-    assert torch.equal(index, torch.cat(again))
-    assert torch.equal(key, torch.cat(keys))
-    assert sorted(index[10 : 10 + size].tolist()) == list(range(size))
-    assert len(set(key.tolist())) == len(key)
-
-
-def test_positions_go_on_for_ever():
-    positions = iter(Positions(3, 4))
-    assert [next(positions) for _ in range(3)] == [3, 7, 11]

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from deftly.contract import Window
 from deftly.data.dataset import Dataset
@@ -131,3 +132,20 @@ def test_a_robot_without_state_trains_all_the_same(tmp_path):
     data = build(write_dataset(tmp_path / "data", LENGTHS, embodiment=robot(state=0)))
     assert data.train.next().state.shape == (4, 1, 0)
     assert set(data.statistics) == {"action"}
+
+
+def test_training_straight_from_video_shows_every_window_and_needs_no_store(root, tmp_path):
+    kept = build(root)
+    config_of_video = config(root, frames="video", shuffled_together=10)
+    data = config_of_video.build(seed=0, device="cpu", executed_steps=2, cache_dir=tmp_path)
+    assert not (tmp_path / "frames").exists()
+    assert data.summary()["decoded_bytes"] == 0 < kept.summary()["decoded_bytes"]
+    assert data.contract == kept.contract
+    assert data.validation is not None
+    assert kept.validation is not None
+    for one, two in zip(data.validation.batches(), kept.validation.batches(), strict=True):
+        assert all(torch.equal(one.images[name], two.images[name]) for name in one.images)
+    seen = [data.train.next() for _ in range(len(data.train))]
+    places = sorted((int(e), int(f)) for batch in seen for e, f in zip(batch.episode, batch.frame, strict=True))
+    assert len(set(places)) == len(data.train)
+    data.close()

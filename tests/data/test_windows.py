@@ -96,6 +96,7 @@ def test_a_mirrored_sample_is_mirrored_in_every_part(tmp_path):
     assert 0 < mirrored.sum() < 21
     raw = {name: windows.encoder.state.unnormalize(batch.state.numpy()) for name, batch in (("plain", plain), ("half", half))}
     acts = {name: windows.encoder.action.unnormalize(batch.actions.numpy()) for name, batch in (("plain", plain), ("half", half))}
+    assert TWO_ARMS.mirror is not None
     assert np.allclose(raw["half"][mirrored], mirror_state(raw["plain"][mirrored], TWO_ARMS.mirror), atol=1e-5)
     assert np.allclose(acts["half"][mirrored], mirror_action(acts["plain"][mirrored], TWO_ARMS.mirror), atol=1e-5)
     for i in range(21):

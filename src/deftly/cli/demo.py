@@ -13,7 +13,7 @@ import tyro
 
 from deftly.data.generate import GenerateConfig, generate
 from deftly.data.schema import INFO_PATH
-from deftly.data.store import FREE_SHARE
+from deftly.data.store import DISK_SHARE
 from deftly.recipes.demo import demo as recipe
 from deftly.run import Run, train
 from deftly.sim.processes import usable_cores
@@ -97,10 +97,10 @@ def check_space(run: Run, demonstrations: int) -> None:
     while not place.exists():
         place = place.parent
     needed, free = frame_bytes(run, demonstrations), shutil.disk_usage(place).free
-    if needed > FREE_SHARE * free:
+    if needed > DISK_SHARE * free:
         raise UsageError(
-            f"{place}: {free / GB:.1f} GB are free, {needed / FREE_SHARE / GB:.1f} GB are wanted: the decoded frames of {demonstrations} "
-            f"demonstrations take {needed / GB:.1f} GB and may take {FREE_SHARE:.0%} of what is free; free some space, or set DEFTLY_CACHE "
+            f"{place}: {free / GB:.1f} GB are free, {needed / DISK_SHARE / GB:.1f} GB are wanted: the decoded frames of {demonstrations} "
+            f"demonstrations take {needed / GB:.1f} GB and may take {DISK_SHARE:.0%} of what is free; free some space, or set DEFTLY_CACHE "
             "to a folder on a larger disk"
         )
 

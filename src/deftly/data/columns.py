@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 
 from deftly import storage
 from deftly.contract import fingerprint
+from deftly.data.schema import ACTION, STATE
 from deftly.types import DataError
 
 if TYPE_CHECKING:
@@ -54,8 +55,23 @@ class Columns:
 
 
 def _write(dataset: Dataset, folder: Path) -> None:
-    np.ascontiguousarray(dataset.state, np.float32).tofile(folder / "state.bin")
-    np.ascontiguousarray(dataset.action, np.float32).tofile(folder / "action.bin")
+    """Copy the columns file by file: the dataset's numbers need not fit into memory."""
+    robot = dataset.embodiment
+    dims = {feature: len(vector) for feature, vector in ((STATE, robot.state), (ACTION, robot.action)) if len(vector)}
+    files = {STATE: folder / "state.bin", ACTION: folder / "action.bin"}
+    for path in files.values():
+        path.touch()  # of a robot without state, or a dataset without frames
+    targets = {}
+    if dataset.num_frames:
+        targets = {name: np.memmap(files[name], np.float32, "w+", shape=(dataset.num_frames, dim)) for name, dim in dims.items()}
+    for episodes, values in dataset.chunks(list(dims)):
+        ends = np.cumsum(np.diff(dataset.episode_start)[episodes])
+        for episode, end in zip(episodes.tolist(), ends.tolist(), strict=True):
+            start, stop = (int(row) for row in dataset.episode_start[episode : episode + 2])
+            for name, target in targets.items():
+                target[start:stop] = values[name][end - (stop - start) : end]
+    for target in targets.values():
+        target.flush()
     dataset.task_of_frame.astype(np.int32).tofile(folder / "task.bin")
 
 

@@ -17,6 +17,7 @@ from deftly.data.actions import ActionsConfig
 from deftly.data.augment import AugmentConfig
 from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
+from deftly.data.direct import VideoFrames
 from deftly.data.encoding import ObservationEncoder, Statistics
 from deftly.data.language.augment import NOT_REWORDED, LanguageConfig
 from deftly.data.language.texts import Spoken, spoken
@@ -24,8 +25,9 @@ from deftly.data.loader import Loader
 from deftly.data.measure import Part, blocks, cached_statistics, check_numbers
 from deftly.data.split import Split, check_split, split_episodes
 from deftly.data.store import FrameStore, default_cache
+from deftly.data.stored import Frames
 from deftly.data.tokenizer import TextTokenizer
-from deftly.data.windows import Frames, Selection, Windows
+from deftly.data.windows import Selection, Windows
 from deftly.randomness import seed_of
 from deftly.sim.processes import usable_cores
 from deftly.types import UsageError
@@ -51,6 +53,10 @@ class DataConfig(Config):
     validation_samples: int = pydantic.Field(default=2048, ge=1)
     """At most this many held-out windows, evenly spaced, judge each time."""
     batch_size: int = pydantic.Field(default=64, ge=1)
+    frames: Literal["store", "video"] = "store"
+    """Where pixels come from: decoded once into a store on disk and shuffled freely, or decoded in every epoch and shuffled in blocks."""
+    shuffled_together: int = pydantic.Field(default=2048, ge=1)
+    """With frames = video: windows whose frames are in memory at once, and once more while the next ones are decoded."""
     workers: int = pydantic.Field(default=0, ge=0, le=256)
     """Processes that prepare batches; 0 prepares them where training runs. The batches are the same."""
     augmentation: AugmentConfig = AugmentConfig()
@@ -106,10 +112,7 @@ class DataConfig(Config):
             actions=relative,
         )
         encoder = ObservationEncoder(contract, measured, tokenizer)
-        pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, cameras))
-        decoders = usable_cores() if pixels > FEW_PIXELS else 0
-        store = FrameStore.prepare(dataset, cameras, contract.frame_size, cache, decoders, share=self.disk_share)
-        frames = Frames(store, contract, dataset.episode_start)
+        frames = self._frames(dataset, contract, cache)
         windows = Windows(columns, frames, encoder, dataset.tasks, heard.augmenter)
         train = Loader(
             windows, training, seed=seed, batch_size=self.batch_size, workers=self.workers, augmentation=augmentation, device=device
@@ -118,7 +121,8 @@ class DataConfig(Config):
         if len(held_out):
             chosen = Selection(dataset.episode_start, split[1], at_most=self.validation_samples)
             validation = Loader(windows, chosen, seed=seed_of("validation", seed), batch_size=self.batch_size, device=device)
-        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, store, [*notes, *heard.notes])
+        said = [*notes, *heard.notes]
+        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, frames.num_bytes, said)
 
     def _cameras(self, dataset: Dataset) -> tuple[str, ...]:
         cameras = dataset.cameras if self.cameras is None else self.cameras
@@ -138,6 +142,15 @@ class DataConfig(Config):
         recorded = max(max(camera.height, camera.width) for camera in map(dataset.embodiment.camera, cameras))
         size = min(self.augmentation.stored_size(self.image_size), max(recorded, self.image_size))
         return size if size != self.image_size else None
+
+    def _frames(self, dataset: Dataset, contract: Contract, cache: Path) -> Frames | VideoFrames:
+        """Where the policy's images come from; a store is filled here."""
+        if self.frames == "video":
+            return VideoFrames(dataset, contract, self.shuffled_together)
+        pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, contract.cameras))
+        decoders = usable_cores() if pixels > FEW_PIXELS else 0
+        store = FrameStore.prepare(dataset, contract.cameras, contract.frame_size, cache, decoders, share=self.disk_share)
+        return Frames(store, contract, dataset.episode_start)
 
     def _language(self, dataset: Dataset, part: Part, augmentation: AugmentConfig) -> tuple[Spoken, TextTokenizer]:
         """What training will hear, and a tokenizer of it: from the instructions of the training episodes alone."""
@@ -161,7 +174,8 @@ class TrainingData:
     validation: Loader | None
     split: Split
     """Sorted episode ids: (training, validation)."""
-    store: FrameStore
+    decoded_bytes: int
+    """What the store of decoded frames takes on disk."""
     notes: list[str]
     """What of the augmentation was switched off, or holds only approximately."""
 
@@ -190,7 +204,7 @@ class TrainingData:
             "normalization": contract.normalization,
             "actions": "as recorded" if contract.actions is None else contract.actions.kind,
             "adjusted_dimensions": self.encoder.adjusted,
-            "decoded_bytes": self.store.num_bytes,
+            "decoded_bytes": self.decoded_bytes,
             "augmentation_notes": self.notes,
         }
 

@@ -169,13 +169,12 @@ def _reserve(file: int, num_bytes: int) -> None:
 
 
 def _fill(dataset: Dataset, paths: dict[str, Path], image_size: int, workers: int) -> None:
-    """Decode every episode of every camera; a worker process opens the dataset itself and writes its rows into the same file."""
+    """Decode every episode of every camera. A dataset pickles as its folder: worker processes open it and write into the same files."""
     parts = [
         range(first, min(first + EPISODES_AT_ONCE, dataset.num_episodes)) for first in range(0, dataset.num_episodes, EPISODES_AT_ONCE)
     ]
     jobs = [Job(camera, part) for camera in paths for part in parts]
-    open_dataset = functools.partial(type(dataset).open, dataset.root) if workers else lambda: dataset
-    make = functools.partial(_filler, open_dataset, paths, image_size)
+    make = functools.partial(_filler, dataset, paths, image_size)
     with Progress("decode", len(paths) * dataset.num_episodes, "episodes") as progress:
         for done in processes.run(make, jobs, workers=workers, name=lambda job: f"decoding {job.camera!r}"):
             progress.advance(done)
@@ -188,9 +187,9 @@ class Job(NamedTuple):
     episodes: range
 
 
-def _filler(open_dataset: Callable[[], Dataset], paths: dict[str, Path], image_size: int) -> Callable[[Job], int]:
+def _filler(dataset: Dataset, paths: dict[str, Path], image_size: int) -> Callable[[Job], int]:
     """What one process does with each job; made in the process itself."""
-    return functools.partial(_fill_episodes, open_dataset(), paths, image_size)
+    return functools.partial(_fill_episodes, dataset, paths, image_size)
 
 
 def _fill_episodes(dataset: Dataset, paths: dict[str, Path], image_size: int, job: Job) -> int:

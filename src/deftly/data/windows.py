@@ -12,7 +12,7 @@ Letters: b batch, t observation frames, k chunk, s selected episodes, e1 all epi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,6 @@ from deftly.data.encoding import Gathered, ObservationEncoder
 from deftly.data.language.augment import Augmenter
 from deftly.data.language.texts import Texts
 from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
-from deftly.data.store import FrameStore
 from deftly.data.warp import draw_maps, warp
 from deftly.types import Batch, UsageError
 
@@ -94,16 +93,43 @@ class Selection:
         return index + self.row_end[place] - self.window_end[place]
 
 
-class Frames:
-    """Where the images of a window come from: the store, and the geometry of the augmentation."""
+class WindowOrder(Protocol):
+    """In which order an endless stream shows its windows."""
 
-    def __init__(self, store: FrameStore, contract: Contract, episode_start: Int64[np.ndarray, "e1"]) -> None:
-        self.store, self.contract, self.episode_start = store, contract, episode_start
+    name: str  # of the kind of order, for the saved state
+
+    def take(self, start: int, count: int) -> tuple[Int64[np.ndarray, "m"], Int64[Tensor, "m"]]:
+        """(window, key) of samples start .. start + count - 1."""
+        ...
+
+
+class Feed(Protocol):
+    """The images of an endless stream, prepared in its order."""
+
+    @property
+    def order(self) -> WindowOrder: ...
+
+    def images(self, start: int, count: int) -> dict[str, Tensor]:
+        """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; asked for one batch after the other."""
+        ...
+
+    def close(self) -> None:
+        """Stop the processes; the next batch may be anywhere."""
+        ...
+
+
+class FrameSource(Protocol):
+    """Where images come from: a store of decoded frames (`stored.py`), or the video itself (`direct.py`)."""
+
+    episode_start: Int64[np.ndarray, "e1"]
 
     def read(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> dict[str, Tensor]:
-        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says."""
-        seen = locate(self.episode_start, rows, self.contract.window)[1].observation
-        return moved(self.store.frames, seen, key, augmentation, self.contract)
+        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says, of any windows."""
+        ...
+
+    def feed(self, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig, workers: int) -> Feed:
+        """The images of an endless, shuffled stream of windows; `workers` processes prepare them, or with 0 this one."""
+        ...
 
 
 def moved(
@@ -160,7 +186,7 @@ class Windows:
     """
 
     def __init__(
-        self, columns: Columns, frames: Frames, encoder: ObservationEncoder, tasks: Sequence[str], augmenter: Augmenter | None = None
+        self, columns: Columns, frames: FrameSource, encoder: ObservationEncoder, tasks: Sequence[str], augmenter: Augmenter | None = None
     ) -> None:
         """`tasks` are the dataset's sentences."""
         self.columns, self.frames, self.encoder = columns, frames, encoder

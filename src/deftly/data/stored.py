@@ -1,0 +1,64 @@
+"""Images for training out of a store of decoded frames: any window at any time, so the order is a full shuffle."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from deftly.contract import Contract
+from deftly.data.augment import AugmentConfig
+from deftly.data.order import Order
+from deftly.data.store import FrameStore
+from deftly.data.windows import Selection, locate, moved
+from deftly.data.workers import Workers
+
+
+class Frames:
+    """The images of any windows, copied out of a store."""
+
+    def __init__(self, store: FrameStore, contract: Contract, episode_start: Int64[np.ndarray, "e1"]) -> None:
+        self.store, self.contract, self.episode_start = store, contract, episode_start
+
+    @property
+    def num_bytes(self) -> int:
+        """Decoded frames on disk."""
+        return self.store.num_bytes
+
+    def read(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> dict[str, Tensor]:
+        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says."""
+        seen = locate(self.episode_start, rows, self.contract.window)[1].observation
+        return moved(self.store.frames, seen, key, augmentation, self.contract)
+
+    def feed(self, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig, workers: int) -> StoreFeed:
+        return StoreFeed(OrderedFrames(self, selection, Order(len(selection), seed), batch_size, augmentation), workers)
+
+
+class OrderedFrames:
+    """Stream position -> the images of that batch: what a worker process runs."""
+
+    def __init__(self, frames: Frames, selection: Selection, order: Order, batch_size: int, augmentation: AugmentConfig) -> None:
+        self.frames, self.selection, self.order = frames, selection, order
+        self.batch_size, self.augmentation = batch_size, augmentation
+
+    def __getitem__(self, job: int) -> dict[str, Tensor]:
+        index, key = self.order.take(job, self.batch_size)
+        return self.frames.read(self.selection.rows(index), key, self.augmentation)
+
+
+class StoreFeed:
+    """Batch after batch."""
+
+    def __init__(self, source: OrderedFrames, workers: int) -> None:
+        self.source, self.order, self.workers = source, source.order, workers
+        self.close()
+
+    def images(self, start: int, count: int) -> dict[str, Tensor]:
+        """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; asked for one batch after the other."""
+        if self._processes is None:
+            self._processes = Workers(self.source, start, count, self.workers)
+        return self._processes.next()
+
+    def close(self) -> None:
+        """Stop the processes; the next batch may be anywhere."""
+        self._processes: Workers | None = None

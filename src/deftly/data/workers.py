@@ -1,0 +1,120 @@
+"""Worker processes that do numbered jobs ahead of time, in order; or the same jobs done here, when there are none."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from deftly.types import DataError, UsageError
+
+
+class WorkerError(RuntimeError):
+    """A data worker died. One line with the likely cause."""
+
+
+class Source(Protocol):
+    """What a job number stands for: tensors, by name."""
+
+    def __getitem__(self, job: int) -> dict[str, torch.Tensor]: ...
+
+
+class Workers:
+    """`next()` gives the result of jobs start, start + step, ... for ever."""
+
+    def __init__(self, source: Source, start: int, step: int, count: int) -> None:
+        """`count` processes; with 0 each job is done when its result is asked for."""
+        self.source, self.count, self.step = source, count, step
+        self._next = start
+        self._results: Iterator[Any] | None = None
+
+    def next(self) -> dict[str, torch.Tensor]:
+        """The next job's result. Raises what the job raised, and `WorkerError` when a process died."""
+        result = self._from_process() if self.count else self.source[self._next]
+        self._next += self.step
+        return result
+
+    def _from_process(self) -> dict[str, torch.Tensor]:
+        try:
+            if self._results is None:
+                self._results = self._start()
+            result = next(self._results)
+        except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it was handing a result over
+            if str(error).startswith("Caught "):  # raised in the worker, which is well
+                raise
+            self.close()
+            what = f"a data worker process died ({' '.join(str(error).split()) or type(error).__name__})"
+            raise WorkerError(f"{what}; most often memory ran out: lower `workers` or `batch_size`, then resume") from None
+        if isinstance(result, Refusal):
+            raise result.kind(result.message)
+        return result
+
+    def close(self) -> None:
+        """Stop the processes; `next` starts new ones, at the next job."""
+        self._results = None
+
+    def _start(self) -> Iterator[Any]:
+        """The generator keeps torch from drawing the workers' seeds from the global one."""
+        loader = DataLoader(
+            Answers(self.source),
+            batch_size=None,
+            sampler=Jobs(self._next, self.step),
+            num_workers=self.count,
+            collate_fn=_same,
+            generator=torch.Generator(),
+        )
+        with _own_child_handler():
+            return iter(loader)
+
+
+class Jobs:
+    """start, start + step, ... for ever."""
+
+    def __init__(self, start: int, step: int) -> None:
+        self.start, self.step = start, step
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.start, self.step)
+
+
+class Refusal:
+    """A one-line error on its way out of a worker: torch would turn it into a traceback."""
+
+    def __init__(self, error: UsageError) -> None:
+        self.kind: type[UsageError] = DataError if isinstance(error, DataError) else UsageError
+        self.message = str(error)
+
+
+class Answers(TorchDataset):
+    """A source whose one-line errors are answers."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, job: int) -> dict[str, torch.Tensor] | Refusal:
+        try:
+            return self.source[job]
+        except UsageError as error:
+            return Refusal(error)
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+class _own_child_handler:
+    """Keeps the process's own SIGCHLD handler: torch installs one that raises wherever the main thread happens to be, in the middle of an
+    optimizer step say. Without it a dead worker still shows, within 5 s, where its batch is waited for."""
+
+    def __enter__(self) -> None:
+        self.before = signal.getsignal(signal.SIGCHLD)
+
+    def __exit__(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread() and self.before is not None:
+            signal.signal(signal.SIGCHLD, self.before)
