@@ -20,15 +20,17 @@ from process import serve
 
 from deftly.contract import Contract, Window, fingerprint
 from deftly.data.augment import OFF
+from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
 from deftly.data.encoding import ObservationEncoder
-from deftly.data.loader import Frames, Loader, Windows
+from deftly.data.loader import Loader
+from deftly.data.measure import Part, measure
 from deftly.data.schema import IMAGES
-from deftly.data.source import DataConfig, columns_of, measure
-from deftly.data.statistics import statistics
+from deftly.data.source import DataConfig
+from deftly.data.statistics import Accumulator
 from deftly.data.store import FrameStore
 from deftly.data.tokenizer import TextTokenizer
-from deftly.data.windows import rows_of
+from deftly.data.windows import Frames, Selection, Windows
 
 
 class Ours:
@@ -76,11 +78,13 @@ class Ours:
         self.loader, self.dataset = data.train, data.dataset
         return {"seconds": time.perf_counter() - start, "bytes": data.store.num_bytes}
 
-    def numbers(self, root: str, chunk: int, batch_size: int) -> None:
+    def numbers(self, root: str, cache: str, chunk: int, batch_size: int) -> None:
         """A loader of state and action chunks alone."""
         dataset = Dataset.open(Path(root))
-        rows = rows_of(dataset.episode_start, np.arange(dataset.num_episodes))
-        measured, tokenizer = measure(dataset, rows), TextTokenizer.train(dataset.tasks)
+        episodes = np.arange(dataset.num_episodes)
+        columns = Columns.prepare(dataset, Path(cache))
+        measured = measure([Part(columns, dataset.episode_start, episodes, dataset.hash)])
+        tokenizer = TextTokenizer.train(dataset.tasks)
         contract = Contract(
             embodiment=dataset.embodiment,
             cameras=(),
@@ -94,8 +98,9 @@ class Ours:
             dataset_hash=dataset.hash,
         )
         encoder = ObservationEncoder(contract, measured, tokenizer)
-        frames = Frames(FrameStore({}, dataset.num_frames, 1), contract, torch.from_numpy(dataset.episode_start.copy()))
-        self.loader = Loader(Windows(columns_of(dataset, encoder), frames, encoder), rows, seed=0, batch_size=batch_size)
+        frames = Frames(FrameStore({}, dataset.num_frames, 1), contract, dataset.episode_start)
+        windows = Windows(columns, frames, encoder, dataset.tasks)
+        self.loader = Loader(windows, Selection(dataset.episode_start, episodes), seed=0, batch_size=batch_size)
         self.dataset = dataset
 
     def next(self, count: int) -> dict[str, float]:
@@ -146,7 +151,13 @@ class Ours:
         dataset = Dataset.open(Path(root))
         names = [name for name, item in dataset.features.items() if item.is_numeric]
         start = time.perf_counter()
-        result = statistics({name: dataset.column(name) for name in names})
+        found, waiting = {name: Accumulator(name) for name in names}, names
+        while waiting:  # once, unless a column does not fit into memory
+            for _, columns in dataset.chunks(waiting):
+                for name in waiting:
+                    found[name].add(columns[name])
+            waiting = [name for name in waiting if found[name].advance()]
+        result = {name: part.result() for name, part in found.items()}
         seconds = time.perf_counter() - start
         if out:
             np.savez(out, **{f"{name}/{key}": value for name, item in result.items() for key, value in item.items()})

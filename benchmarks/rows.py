@@ -176,7 +176,7 @@ def sequential(bench: Bench) -> Measured:
 def state_action(bench: Bench) -> Measured:
     """State and a chunk of 50 actions; the dataset has no camera, as lerobot would decode it whether asked for or not."""
     root, chunk, size = bench.numbers(), 50, 64
-    bench.ours.call("numbers", root=root, chunk=chunk, batch_size=size)
+    bench.ours.call("numbers", root=root, cache=str(bench.work / "cache"), chunk=chunk, batch_size=size)
     deltas = {"observation.state": [0.0], "action": [i / 30 for i in range(chunk)]}
     bench.peer.call("loader", root=root, deltas=deltas, batch_size=size, backend="pyav", shuffle=True)
     same = compare_samples(bench, ("observation.state", "action", "action_is_pad"))
