@@ -238,7 +238,7 @@ def test_a_broken_video_names_the_episode(root):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DataError, match=r"file-000\.mp4"):
         Dataset.open(root).frames(2, "head")
-    edit(root / EPISODES, lambda t: set_column(t, "videos/observation.images.wrist/from_timestamp", [0.0, 0.4, 1.03, 1.3]))
+    edit(root / EPISODES, lambda t: set_column(t, "videos/observation.images.wrist/from_timestamp", [0.0, 0.4, 1.05, 1.3]))
     with pytest.raises(DataError, match=r"episode 2, camera 'wrist': .* has frames for 0 of 3 times"):
         Dataset.open(root).frames(2, "wrist")
 

@@ -36,6 +36,7 @@ IMAGES = "observation.images."
 MAX_FRAMES = 100_000_000
 MAX_EPISODES = 10_000_000
 MAX_SIDE = 16_384
+MAX_PIXELS = 1 << 25  # of one image: 8192 x 4096
 
 NUMERIC = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 Storage = Literal["video", "image"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def read_episodes(root: Path, info: Info) -> tuple[EpisodeIndex, EpisodeLines]:
     return EpisodeIndex(start, nowhere, videos), EpisodeLines(path, tuple(names), count)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -19,8 +19,8 @@ from typing import Any, Self
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import VideoReformatter
 
+from deftly.data.containers import SEEK_GAP, Reader, broken, open_video, reading, video_stream
 from deftly.types import DataError
 
 # crf 18 is visually lossless; the fastest preset costs bytes, not quality. Key frames are two apart, so that a random frame costs at
@@ -28,7 +28,6 @@ from deftly.types import DataError
 ENCODER_OPTIONS = {"crf": "18", "preset": "ultrafast", "g": "2", "bf": "0"}
 TOLERANCE_S = 1e-4  # between the time asked for and the time of the frame
 _SAMPLE_BYTES = 64 << 10  # of an episode's first packet, for its digest
-SEEK_GAP = 12  # frames apart at which seeking is cheaper than decoding on
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,8 @@ class ClipInfo:
 
 def probe(path: Path, fps: float) -> ClipInfo:
     """Read a clip's parameters and packet times without decoding it; a `DataError` when it is no video or holds no frames."""
-    with _open(path) as container:
-        stream = _stream(container, path)
+    with open_video(path) as container:
+        stream = video_stream(container, path)
         context = stream.codec_context
         times, keys = [], []
         try:
@@ -69,7 +68,7 @@ def probe(path: Path, fps: float) -> ClipInfo:
                     times.append(packet.pts)
                     keys.append(packet.is_keyframe)
         except FFmpegError as error:
-            raise _broken(path, error) from None
+            raise broken(path, error) from None
         if not times or stream.time_base is None:
             raise DataError(f"{path}: the video holds no frames; the file is truncated or not a video")
         tick = 1 / (Fraction(fps).limit_denominator(100_000) * stream.time_base)
@@ -90,12 +89,12 @@ def probe(path: Path, fps: float) -> ClipInfo:
 
 def packet_times(path: Path) -> np.ndarray:
     """The times in seconds of all frames of a file, float64, sorted, without decoding any; a `DataError` when it is no whole video."""
-    with _open(path) as container:
-        stream = _stream(container, path)
+    with open_video(path) as container:
+        stream = video_stream(container, path)
         try:
             times = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None and not packet.is_corrupt]
         except FFmpegError as error:
-            raise _broken(path, error) from None
+            raise broken(path, error) from None
         if not times or stream.time_base is None:
             raise DataError(f"{path}: the video holds no frames; the file is truncated or not a video")
         return np.sort(np.array(times, dtype=np.float64)) * float(stream.time_base)
@@ -103,8 +102,8 @@ def packet_times(path: Path) -> np.ndarray:
 
 def packet_digests(path: Path, first: np.ndarray, length: np.ndarray) -> list[bytes]:
     """One sha256 per stretch of packets first..first + length: their sizes by the file's index, the key frames, the first one's bytes."""
-    with _open(path) as container:
-        entries = _stream(container, path).index_entries  # memory of the container: copied before it goes
+    with open_video(path) as container:
+        entries = video_stream(container, path).index_entries  # memory of the container: copied before it goes
         packets = np.array([(entry.size, entry.is_keyframe, entry.pos) for entry in entries], np.int64).reshape(-1, 3)
     found = []
     with open(path, "rb") as file:
@@ -136,8 +135,8 @@ class VideoWriter:
             self._stream.codec_context.time_base = Fraction(1, fps)
             self._stream.codec_context.thread_count = 1
         else:
-            with _open(like.path) as source:
-                self._stream = self._container.add_stream_from_template(_stream(source, like.path), opaque=True)
+            with open_video(like.path) as source:
+                self._stream = self._container.add_stream_from_template(video_stream(source, like.path), opaque=True)
 
     def add_frames(self, frames: Iterable[np.ndarray]) -> int:
         """Append frames uint8 [h w 3], or an array [n h w 3] of them; returns the place in the file of the first one."""
@@ -161,8 +160,8 @@ class VideoWriter:
             raise ValueError(f"{clip.path}: its packets cannot be copied into this file")
         start = self.num_frames
         shift = int(start / (self.fps * info.time_base))
-        with _open(clip.path) as source:
-            for packet in source.demux(_stream(source, clip.path)):
+        with open_video(clip.path) as source:
+            for packet in source.demux(video_stream(source, clip.path)):
                 if packet.size == 0 or packet.pts is None or packet.dts is None:
                     continue
                 packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
@@ -212,31 +211,43 @@ class VideoWriter:
 
 
 def decode(path: Path, start_s: float, fps: float, indices: np.ndarray, height: int, width: int, where: str = "") -> np.ndarray:
-    """Frames at times `start_s + index / fps` as uint8 [n h w 3] in the order of `indices`, which may repeat.
+    """The frames nearest to the times `start_s + index / fps`, uint8 [n h w 3] in the order of `indices`, which may repeat.
 
-    Raises a one-line `DataError` when the file is broken, holds other sizes, or has no frame within `TOLERANCE_S` of a time.
+    The file stays open for the next call, which decodes on where it is close ahead. Raises a one-line `DataError` when the file is broken,
+    holds other sizes, or has no frame within half a frame of a time.
     """
-    wanted = np.unique(np.asarray(indices, dtype=np.int64))
-    frames = np.zeros((len(wanted), height, width, 3), dtype=np.uint8)
+    wanted, place = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    frames = np.empty((len(wanted), height, width, 3), dtype=np.uint8)
     label = where or str(path)
-    with _open(path) as container:
-        stream = _stream(container, path)
-        stream.thread_type = "NONE"  # who decodes much does so in many processes
-        reformatter = VideoReformatter()
+    with reading(path) as reader:
         for run in _runs(wanted):
-            found = 0
-            for place, frame in _matching(container, stream, start_s, fps, wanted[run], path):
-                if (frame.height, frame.width) != (height, width):
-                    raise DataError(f"{label}: frames are {frame.height} x {frame.width}, info.json says {height} x {width}")
-                frames[run.start + place] = reformatter.reformat(frame, format="rgb24").to_ndarray()
-                found += 1
+            found = _decode_run(reader, start_s, fps, wanted[run], frames[run], label)
             if found != run.stop - run.start:
                 times = f"{start_s + wanted[run.start] / fps:.4f}..{start_s + wanted[run.stop - 1] / fps:.4f} s"
                 raise DataError(
-                    f"{label}: {path} has frames for {found} of {run.stop - run.start} times in {times} (tolerance {TOLERANCE_S} s); "
+                    f"{label}: {path} has frames for {found} of {run.stop - run.start} times in {times} (each within half a frame); "
                     "the video is truncated or its frames are not at frame / fps"
                 )
-    return frames[np.searchsorted(wanted, indices)]
+    return frames if np.array_equal(place, np.arange(len(wanted))) else frames[place]
+
+
+def _decode_run(reader: Reader, start_s: float, fps: float, wanted: np.ndarray, out: np.ndarray, where: str) -> int:
+    """Decode once through some ascending indices, each into its row of `out`; returns how many were found."""
+    places = {index: i for i, index in enumerate(wanted.tolist())}
+    error_s: dict[int, float] = {}
+    last_s = start_s + wanted[-1] / fps
+    # At exactly half a frame it is not decided which index a frame belongs to.
+    limit_s = max(0.25 / fps, 0.5 / fps - TOLERANCE_S)
+    for time, frame in reader.frames(start_s + wanted[0] / fps, 1 / fps):
+        index = round((time - start_s) * fps)
+        off_s = abs(time - start_s - index / fps)
+        if index in places and off_s < error_s.get(index, limit_s):
+            out[places[index]] = reader.pixels(frame, out.shape[1], out.shape[2], where)
+            error_s[index] = off_s
+        # Frames off the grid may come twice to an index: the second can be the nearer one.
+        if time >= last_s + (-TOLERANCE_S if off_s <= TOLERANCE_S else 0.5 / fps):
+            break
+    return len(error_s)
 
 
 def _runs(wanted: np.ndarray) -> list[slice]:
@@ -248,26 +259,18 @@ def _runs(wanted: np.ndarray) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def _matching(
-    container: Any, stream: Any, start_s: float, fps: float, wanted: np.ndarray, path: Path
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(place in `wanted`, frame) for the frames nearest to the wanted times."""
-    base = float(stream.time_base)
-    places = {int(index): i for i, index in enumerate(wanted)}
-    last = start_s + wanted[-1] / fps + TOLERANCE_S
+def stream(path: Path, height: int, width: int, start_s: float = 0.0, where: str = "") -> Iterator[tuple[float, np.ndarray]]:
+    """(time in seconds, uint8 [h w 3]) for every frame of a file from `start_s` on, in order, each decoded once: an epoch in sequence.
+
+    Raises a one-line `DataError` when the file is broken or holds other sizes.
+    """
+    reader = Reader(path)
     try:
-        container.seek(max(0, int((start_s + wanted[0] / fps) / base - 0.5 / (fps * base))), stream=stream, backward=True)
-        for frame in container.decode(stream):
-            if frame.pts is None:
-                continue
-            time = frame.pts * base
-            index = round((time - start_s) * fps)
-            if index in places and abs(time - start_s - index / fps) <= TOLERANCE_S:
-                yield places.pop(index), frame
-            if not places or time > last:
-                return
-    except FFmpegError as error:
-        raise _broken(path, error) from None
+        for time, frame in reader.frames(start_s, 2 * TOLERANCE_S):
+            if time >= start_s - TOLERANCE_S:
+                yield time, reader.pixels(frame, height, width, where or str(path))
+    finally:
+        reader.close()
 
 
 def sample(clip: VideoClip, fps: float, indices: np.ndarray, height: int, width: int, where: str) -> np.ndarray:
@@ -283,36 +286,5 @@ def sample(clip: VideoClip, fps: float, indices: np.ndarray, height: int, width:
 
 def decode_all(path: Path, height: int, width: int, limit: int) -> Iterator[np.ndarray]:
     """Every frame of a clip in order as uint8 [h w 3], at most `limit` of them, whatever their times."""
-    with _open(path) as container:
-        stream = _stream(container, path)
-        reformatter = VideoReformatter()
-        try:
-            for count, frame in enumerate(container.decode(stream)):
-                if count >= limit:
-                    return
-                if (frame.height, frame.width) != (height, width):
-                    raise DataError(f"{path}: frames are {frame.height} x {frame.width}, info.json says {height} x {width}")
-                yield reformatter.reformat(frame, format="rgb24").to_ndarray()
-        except FFmpegError as error:
-            raise _broken(path, error) from None
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path}: missing video file")
-    try:
-        # mp4 alone: a playlist or a concat script under this name could make ffmpeg read other files.
-        return av.open(str(path), "r", format="mp4", metadata_errors="replace")
-    except (FFmpegError, ValueError, OverflowError) as error:
-        raise _broken(path, error) from None
-
-
-def _stream(container: Any, path: Path) -> Any:
-    if not container.streams.video:
-        raise DataError(f"{path}: holds no video stream")
-    return container.streams.video[0]
-
-
-def _broken(path: Path, error: Exception) -> DataError:
-    text = " ".join(str(error).split())
-    return DataError(f"{path}: cannot be decoded ({text[:120]}); the file is truncated or corrupt")
+    for _, pixels in itertools.islice(stream(path, height, width), limit):
+        yield pixels
