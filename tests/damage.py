@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from deftly.data import files
-from recordings import write
+from recordings import episode, write
 
 LENGTH = 12
 EPISODES = 6
@@ -27,12 +28,12 @@ def video(episode: int, camera: str = "head") -> str:
     return f"videos/observation.images.{camera}/chunk-000/file-{episode:03d}.mp4"
 
 
-def write_six(root: Path, lengths: tuple[int, ...] = (LENGTH,) * EPISODES) -> Path:
-    """A dataset whose every episode has a parquet file and an mp4 per camera of its own."""
+def write_six(root: Path, lengths: tuple[int, ...] = (LENGTH,) * EPISODES, without: int | None = None) -> Path:
+    """A dataset whose every episode has a parquet file and an mp4 per camera of its own; one of them may never have been recorded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "DATA_FILE_MB", 0)
         patch.setattr(files, "VIDEO_FILE_SECONDS", 0)
-        return write(root, lengths)
+        return write(root, (), [episode(number, length) for number, length in enumerate(lengths) if number != without])
 
 
 def edit_info(root: Path, **changes: object) -> None:
@@ -64,3 +65,16 @@ def cut(path: Path, share: float) -> None:
     """Keep the beginning of a file."""
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
+
+
+def corrupt(path: Path, frames: slice, seed: int = 0) -> None:
+    """Overwrite the bytes of some frames of a video with noise; size, index and everything else stay."""
+    import av
+
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(container.streams.video[0]) if packet.size]
+    draw = np.random.default_rng(seed)
+    for place, size in packets[frames]:
+        content[place + 4 : place + size] = draw.integers(0, 256, size - 4, dtype=np.uint8).tobytes()
+    path.write_bytes(content)

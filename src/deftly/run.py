@@ -19,7 +19,7 @@ from deftly import __version__, storage
 from deftly.agent import save_policy
 from deftly.config import Config
 from deftly.contract import require_same
-from deftly.data.dataset import Dataset
+from deftly.data import quarantine
 from deftly.data.source import DataConfig, TrainingData
 from deftly.data.split import fold_episodes
 from deftly.evaluation.offline import l1_per_spread
@@ -102,6 +102,7 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
             title=run.name,
         )
         print_plan(run, data, trainer.plan(), directory)
+        quarantine.write(directory / quarantine.QUARANTINE_FILE, data.findings)
         summary = trainer.fit(resume=resume)
         storage.write_json(directory / DATA_FILE, data.summary())
         storage.write_json(directory / "summary.json", summary)
@@ -139,7 +140,7 @@ def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[s
 
 def _train_folds(run: Run, folds: int, directory: Path, *, resume: bool, device: torch.device) -> dict[str, Any]:
     """One run per fold below `directory`; a finished fold is kept, so the same command goes on where it was killed."""
-    splits = fold_episodes(Dataset.open(run.data.path), folds, run.seed)
+    splits = fold_episodes(quarantine.open_sound(run.data.path, run.data.check)[0], folds, run.seed)
     single = run.replace(folds=None)
     if directory.exists() and not resume and any(directory.glob("fold-*")):
         raise UsageError(f"{directory}: holds folds already; pass --resume to go on, or choose another directory")
@@ -173,6 +174,7 @@ def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Pa
         "run": f"{run.name} -> {directory} (seed {run.seed})",
         "data": f"{seen['path']}: {seen['frames']} frames at {seen['rate_hz']:g} Hz, {seen['training_episodes']} episodes to train on and "
         f"{seen['validation_episodes']} held out, {seen['instructions']} instructions of {seen['vocabulary']} words",
+        **({"left out": f"{len(seen['left_out'])} broken episodes, see {quarantine.QUARANTINE_FILE}"} if seen["left_out"] else {}),
         "policy": f"{plan['parameters']:,} parameters, cameras {', '.join(contract.cameras)} at {contract.image_size} px",
         "training": f"{steps} steps of {size}, {epochs:.1f} epochs of {windows} windows, {plan['precision']} on {plan['device']}, "
         f"{plan['checkpoint_bytes'] / 2**20:.0f} MiB per checkpoint",

@@ -139,12 +139,16 @@ def check(
         allow_empty_instruction: Accept episodes without an instruction.
     """
     from deftly import storage
+    from deftly.data import quarantine
     from deftly.data.check import run, table
     from deftly.data.check.findings import CheckConfig
     from deftly.types import DataError
 
     values = {"budget": budget, "allow_missing_files": allow_missing_files, "allow_empty_instruction": allow_empty_instruction}
-    report = run.check(directory, CheckConfig.parse({"full": not fast, **values}, "data check"))
+    config = CheckConfig.parse({"full": not fast, **values}, "data check")
+    report = run.check(directory, config)
+    if report.num_episodes:
+        quarantine.keep(directory, report.findings, config)
     if json is not None:
         storage.write_json(json, report.to_dict())
     table.show(report)

@@ -13,8 +13,10 @@ import torch
 
 from deftly.config import Config
 from deftly.contract import Contract, Window, fingerprint
+from deftly.data import quarantine
 from deftly.data.actions import ActionsConfig
 from deftly.data.augment import AugmentConfig
+from deftly.data.check.findings import CheckConfig, Finding, quarantined
 from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
 from deftly.data.direct import VideoFrames
@@ -44,6 +46,8 @@ class DataConfig(Config):
     """The cameras that the policy sees; all of them by default."""
     image_size: int = pydantic.Field(default=96, ge=8, le=2048)
     """Side in pixels of the square that every image is fitted into."""
+    check: CheckConfig = CheckConfig()
+    """What is looked at before training, and how many broken episodes may be left out."""
     window: Window = Window()
     normalization: Literal["identity", "mean_std", "min_max", "quantile"] = "quantile"
     actions: ActionsConfig | None = None
@@ -84,7 +88,7 @@ class DataConfig(Config):
             raise UsageError(
                 f"executed_steps {executed_steps} is more than the chunk of {self.window.chunk} actions; lower it or raise window.chunk"
             )
-        dataset = Dataset.open(self.path)
+        dataset, found = quarantine.open_sound(self.path, self.check, cache_dir)
         cameras = self._cameras(dataset)
         split = check_split(dataset, *(episodes or split_episodes(dataset, self.validation_fraction, seed)))
         training, held_out = (Selection(dataset.episode_start, side) for side in split)
@@ -122,7 +126,7 @@ class DataConfig(Config):
             chosen = Selection(dataset.episode_start, split[1], at_most=self.validation_samples)
             validation = Loader(windows, chosen, seed=seed_of("validation", seed), batch_size=self.batch_size, device=device)
         said = [*notes, *heard.notes]
-        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, frames.num_bytes, said)
+        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, frames.num_bytes, said, found)
 
     def _cameras(self, dataset: Dataset) -> tuple[str, ...]:
         cameras = dataset.cameras if self.cameras is None else self.cameras
@@ -178,6 +182,8 @@ class TrainingData:
     """What the store of decoded frames takes on disk."""
     notes: list[str]
     """What of the augmentation was switched off, or holds only approximately."""
+    findings: list[Finding]
+    """What the check found, worst first; episodes are numbered as in the folder."""
 
     def summary(self) -> dict[str, Any]:
         """What the plan and the report say about the data; JSON-able."""
@@ -190,6 +196,7 @@ class TrainingData:
             "episodes": dataset.num_episodes,
             "frames": dataset.num_frames,
             "hours": dataset.num_frames / contract.embodiment.rate_hz / 3600,
+            "left_out": quarantined(self.findings).tolist(),
             "training_episodes": len(self.split[0]),
             "validation_episodes": len(self.split[1]),
             "training_windows": len(self.train),
