@@ -157,6 +157,8 @@ class Features:
     tokens: Float[Tensor, "b n d"]
     is_pad: Bool[Tensor, "b n"]
     pooled: Float[Tensor, "b d"]
+    start: Float[Tensor, "b a"] | None = None
+    """The action that a chunk is predicted as a change from; None: from 0."""
 
 
 class Policy(nn.Module, ABC):

@@ -184,3 +184,31 @@ def test_wrist_cameras_may_have_an_encoder_of_their_own() -> None:
     assert policy.vision["wrist"].out_dim == 2 * 2 + 8
     assert policy.vision["head"].out_dim == 2 * 4 + 16
     assert sampled(policy, random_batch()).shape == (4, 6, ACTION)
+
+
+def test_a_residual_policy_that_has_learnt_nothing_repeats_the_last_action() -> None:
+    """And counts its loss from there, masked dimensions and unknown actions aside."""
+    policy = build_policy(PolicyConfig(**SMALL, residual=True, head=RegressionConfig(zero_start=True))).eval()
+    batch = random_batch()
+    batch.past_action_is_pad[0] = True
+    batch.action_dim_is_pad[:, 2] = True
+    last = batch.past_actions[:, -1].masked_fill(batch.action_dim_is_pad, 0)
+    last[0] = 0
+    assert torch.equal(sampled(policy, batch), last[:, None].expand(-1, 6, -1))
+    error = (batch.actions - last[:, None]).abs().masked_fill(batch.action_dim_is_pad[:, None], 0)
+    torch.testing.assert_close(policy(batch, CLOCK), error)
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+def test_a_residual_policy_moves_with_its_last_action(head: str) -> None:
+    """What the head has learnt is a change: the sample minus the last action is what the head says."""
+    policy = build_policy(PolicyConfig(**SMALL, residual=True, head=HEADS[head])).eval()
+    batch = random_batch()
+    with torch.no_grad():
+        change = policy.head.sample(policy.encode(batch).pooled, batch.key)
+    torch.testing.assert_close(sampled(policy, batch) - batch.past_actions[:, -1:], change)
+
+
+def test_a_residual_policy_needs_past_actions() -> None:
+    with pytest.raises(UsageError, match=r"set data\.window\.past_actions"):
+        build_policy(PolicyConfig(**SMALL, residual=True), Window(frames=1, chunk=6))

@@ -38,6 +38,8 @@ class RegressionConfig(Config):
 
     kind: Literal["regression"] = "regression"
     loss: Literal["l1", "mse"] = "l1"
+    zero_start: bool = False
+    """Predict 0 before the first step: in a residual policy, the last action."""
 
     def build(self, *, features: int, chunk: int, action_dim: int) -> Head:
         return RegressionHead(self, features, chunk, action_dim)
@@ -48,6 +50,9 @@ class RegressionHead(Head):
         super().__init__()
         self.chunk, self.action_dim, self.kind = chunk, action_dim, config.loss
         self.to_actions = nn.Linear(features, chunk * action_dim)
+        if config.zero_start:
+            nn.init.zeros_(self.to_actions.weight)
+            nn.init.zeros_(self.to_actions.bias)
 
     def loss(self, pooled: Float[Tensor, "b d"], batch: Batch, clock: Clock) -> Float[Tensor, "b k a"]:
         error = self.sample(pooled, batch.key) - wanted(batch)

@@ -11,6 +11,7 @@ Letters: b batch, t observation frames, c cameras, d width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pydantic
@@ -23,7 +24,7 @@ from deftly.contract import Camera, Contract
 from deftly.models.heads import HeadConfig, RegressionConfig
 from deftly.models.language import TextConfig
 from deftly.models.vision import CNNConfig
-from deftly.types import Batch, Clock, Features, Policy
+from deftly.types import Batch, Clock, Features, Policy, UsageError
 
 
 class PolicyConfig(Config):
@@ -35,6 +36,9 @@ class PolicyConfig(Config):
     depth: int = pydantic.Field(default=2, ge=1)
     """Layers of the MLP trunk."""
     dropout: float = pydantic.Field(default=0.0, ge=0, lt=1)
+    residual: bool = False
+    """Predict the change from the last commanded action (from 0 where none is known), so that what has learnt little holds still. Needs
+    `window.past_actions`."""
     head: HeadConfig = RegressionConfig()
 
     def build(self, contract: Contract, vocabulary: int) -> VLAPolicy:
@@ -55,7 +59,9 @@ class VLAPolicy(Policy):
         super().__init__()
         window, robot, size = contract.window, contract.embodiment, contract.image_size
         self.cameras, self.chunk, self.action_dim = contract.cameras, window.chunk, len(robot.action)
-        self.sees_past_actions = window.past_actions
+        self.sees_past_actions, self.residual = window.past_actions, config.residual
+        if self.residual and not self.sees_past_actions:
+            raise UsageError("a residual policy counts from the last action: set data.window.past_actions, or policy.residual to false")
         self.text = config.text.build(vocabulary=vocabulary, text_length=contract.text_length)
         encoders = {name: config.encoder_of(robot.camera(name)).build(image_size=size, text_dim=self.text.dim) for name in self.cameras}
         self.vision = nn.ModuleDict(encoders)
@@ -88,10 +94,16 @@ class VLAPolicy(Policy):
         # what stands before the first frame is a copy of it: it adds nothing, and must not look like a robot at rest
         known = torch.cat([part.to(text.dtype) for part in parts], dim=2) * ~batch.observation_is_pad[:, :, None]
         pooled = self.trunk(torch.cat([known.flatten(1), text], dim=1))
-        return Features(tokens=pooled[:, None], is_pad=torch.zeros(len(pooled), 1, dtype=torch.bool, device=pooled.device), pooled=pooled)
+        is_pad = torch.zeros(len(pooled), 1, dtype=torch.bool, device=pooled.device)
+        start = parts[-1][:, -1] if self.residual else None
+        return Features(tokens=pooled[:, None], is_pad=is_pad, pooled=pooled, start=start)
 
     def loss(self, features: Features, batch: Batch, clock: Clock) -> Float[Tensor, "b k a"]:
+        if features.start is not None:
+            assert batch.actions is not None, "a loss needs a batch with actions"
+            batch = replace(batch, actions=batch.actions - features.start[:, None])
         return self.head.loss(features.pooled, batch, clock)
 
     def sample(self, features: Features, key: Int64[Tensor, "b"]) -> Float[Tensor, "b k a"]:
-        return self.head.sample(features.pooled, key)
+        change = self.head.sample(features.pooled, key)
+        return change if features.start is None else features.start[:, None] + change

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from deftly.recipes.bridge import bridge
 from deftly.recipes.demo import demo
+from deftly.recipes.g1 import g1
 from deftly.recipes.imitate import imitate
 from deftly.run import Run
 
-RECIPES: dict[str, Callable[[bool], Run]] = {"demo": demo, "imitate": imitate, "bridge": bridge}
+RECIPES: dict[str, Callable[[bool], Run]] = {"demo": demo, "imitate": imitate, "bridge": bridge, "g1": g1}
 """What `deftly train NAME` knows; the user's own is `deftly train my.py:recipe`."""
