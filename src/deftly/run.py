@@ -20,6 +20,7 @@ from deftly.agent import save_policy
 from deftly.config import Config
 from deftly.contract import require_same
 from deftly.data import quarantine
+from deftly.data.mixup import check_mixup
 from deftly.data.source import DataConfig, TrainingData
 from deftly.data.split import fold_episodes
 from deftly.evaluation.offline import l1_per_spread
@@ -84,11 +85,14 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
     try:
         if run.world is not None:
             remedy = "generate the dataset with this world, or change the run's world"
-            require_same(run.world.embodiment(), data.dataset.embodiment, f"the dataset {run.data.path} and the run's world", remedy)
+            ours, theirs = (robot.replace(mirror=None) for robot in (run.world.embodiment(), data.dataset.embodiment))
+            require_same(ours, theirs, f"the dataset {run.data.path} and the run's world", remedy)
         policy = build_policy(run, data)
+        objective = run.objective.build(policy)
+        check_mixup(run.data.augmentation, objective)
         validation = data.validation.batches if data.validation is not None else None
         trainer = Trainer(
-            run.objective.build(policy),
+            objective,
             data.train,
             run.training,
             directory=directory,

@@ -184,6 +184,7 @@ class Objective(nn.Module, ABC):
 
     reads: ClassVar[tuple[str, ...]]  # batch fields that must be there; checked before step 0
     decomposes: ClassVar[bool]  # is its loss a sum over samples? accumulation refuses objectives for which it is not
+    mixes_actions: ClassVar[bool] = False  # does its loss mean something on averages of near actions of one task? `data/mixup.py`
     not_saved: ClassVar[tuple[str, ...]] = ()  # names of sub-modules left out of checkpoints (a frozen teacher)
     policy: Policy
 

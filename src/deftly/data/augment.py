@@ -80,6 +80,11 @@ class AugmentConfig(Config):
     mirror: float = pydantic.Field(default=0.0, ge=0, le=1)
     """Share of samples shown with left and right exchanged: image, state, action, words. Needs an embodiment that declares its mirror."""
 
+    mixup: float = pydantic.Field(default=0.0, ge=0, le=4)
+    """Samples are averaged with a partner of the same task and nearly the same actions, by weights of Beta(this, this); 0.2 is usual."""
+    mixup_distance: float = pydantic.Field(default=0.1, gt=0, le=1)
+    """How far apart, in root mean square of normalised actions, partners may be."""
+
     @pydantic.model_validator(mode="after")
     def check_ranges(self) -> AugmentConfig:
         for name in ("crop_scale", "crop_ratio", "blur_sigma", "erase_area"):

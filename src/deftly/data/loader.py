@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from deftly.data.augment import OFF, AugmentConfig, augment_colour
+from deftly.data.mixup import mixup
 from deftly.data.windows import Selection, Windows, check_mirror
 from deftly.randomness import sample_keys
 from deftly.types import Batch, DataError, Stream
@@ -63,7 +64,7 @@ class Loader(Stream):
         index, key = self.feed.order.take(self._consumed, self.batch_size)
         batch = self.windows.build(self.selection.rows(index), key, images, self.augmentation, reword=True)
         self._consumed += self.batch_size
-        return augment_colour(self._transfer(batch), self.augmentation)
+        return mixup(augment_colour(self._transfer(batch), self.augmentation), self.augmentation)
 
     def batches(self) -> Iterator[Batch]:
         """Every window once, in the dataset's order, never augmented; does not move the stream."""

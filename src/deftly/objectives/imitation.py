@@ -22,6 +22,7 @@ class Imitation(Objective):
 
     reads = ("images", "state", "text", "actions", "action_is_pad")
     decomposes = True
+    mixes_actions = True
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
