@@ -31,7 +31,7 @@ BASE = RANKS[0]  # single files that count as one package: they may use each oth
 # Heavy libraries, and the only places that may import them.
 HEAVY = {
     "mujoco": ("sim/",),
-    "av": ("data/containers.py", "data/video.py", "evaluation/videos.py"),
+    "av": ("data/containers.py", "data/cut.py", "data/video.py", "evaluation/videos.py"),
     "pyarrow": ("data/",),
     "h5py": ("data/importers/hdf5.py",),
     "matplotlib": ("cli/play.py",),

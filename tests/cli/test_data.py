@@ -63,6 +63,14 @@ def test_hdf5_is_imported_with_what_it_does_not_say(tmp_path, monkeypatch, capsy
         main(["import", "hdf5", str(path), str(tmp_path / "other")])
 
 
+def test_export_writes_what_older_readers_know(tmp_path, capsys):
+    root = write(tmp_path / "data", (3, 4))
+    main(["export", str(root), str(tmp_path / "old"), "--action-parts", "arm=0:3", "gripper=3:4"])
+    assert "2 episodes, 7 frames exported as LeRobot v2.1" in capsys.readouterr().out
+    described = json.loads((tmp_path / "old/meta/modality.json").read_text())
+    assert described["action"] == {"arm": {"start": 0, "end": 3}, "gripper": {"start": 3, "end": 4}}
+
+
 def test_show_prints_the_table_and_writes_the_sheet(tmp_path, capsys):
     root = write(tmp_path / "data", (3, 4))
     main(["show", str(root), "--out", str(tmp_path / "sheet.png")])
@@ -74,7 +82,7 @@ def test_show_prints_the_table_and_writes_the_sheet(tmp_path, capsys):
     ("words", "code", "message"),
     [
         (["data", "shwo"], 2, "did you mean 'show'?"),
-        (["data", "frobnicate"], 2, "there are: generate, import, check, show"),
+        (["data", "frobnicate"], 2, "there are: generate, import, export, check, show"),
         (["data", "show", "nowhere"], 65, "no such dataset folder"),
         (["data", "generate", "--episodes", "0", "--out", "x"], 2, "must be 1 or more"),
         (["data", "generate", "--episodes", "1", "--out", "x", "--image-size", "3"], 2, "image_size"),

@@ -14,6 +14,7 @@ from deftly.types import UsageError
 COMMANDS = {
     "generate": "make demonstrations in the simulator",
     "import": "turn RLDS, HDF5, LeRobot v2.1 or a folder of images into LeRobot v3.0",
+    "export": "write LeRobot v2.1 with GR00T's modality.json, for readers that know no v3.0",
     "check": "find what is broken or cannot be learned from; exit 65 when it must not be trained on",
     "show": "print what a dataset holds; --out writes a contact sheet",
     "preview": "write a picture of what training would show of a dataset",
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> None:
         command = {
             "generate": generate,
             "import": import_,
+            "export": export,
             "check": check,
             "show": show,
             "preview": preview,
@@ -117,6 +119,28 @@ def require_extra(module: str, extra: str, what: str) -> None:
     """Raise `UsageError` with the line that installs it when an optional library is missing."""
     if importlib.util.find_spec(module) is None:
         raise UsageError(f"`deftly data {what}` needs {module}: pip install 'deftly[{extra}]', in a checkout pip install -e '.[{extra}]'")
+
+
+def export(
+    source: Annotated[Path, tyro.conf.Positional],
+    target: Annotated[Path, tyro.conf.Positional],
+    *,
+    state_parts: tuple[str, ...] = (),
+    action_parts: tuple[str, ...] = (),
+) -> None:
+    """Write a dataset as LeRobot v2.1, for lerobot < 0.4, openpi and GR00T. Every value and every pixel stays what it was.
+
+    Args:
+        source: Folder of the dataset.
+        target: Folder of the new dataset; it must not exist.
+        state_parts: Parts of the state for meta/modality.json, as in left_arm=0:7 right_arm=7:14.
+        action_parts: The same for the action.
+    """
+    from deftly.data.dataset import Dataset
+    from deftly.data.export import export_v21, parse_parts
+
+    parts = {"state_parts": parse_parts(state_parts), "action_parts": parse_parts(action_parts)}
+    print(f"{target}: " + "\n  ".join(export_v21(Dataset.open(source), target, **parts).lines()))
 
 
 def check(
