@@ -156,11 +156,11 @@ class Augmenter:
 
     def _one_error(self, token: str, draw: np.random.Generator) -> str:
         word = token.lower()
-        if len(word) < SHORTEST or not (word.isascii() and word.isalpha()) or word not in self.lexicon.known:
+        if len(word) < SHORTEST or not (word.isascii() and word.isalpha()) or word not in self.lexicon.closed:
             return token
         for _ in range(TRIES):
             wrong = mistype(word, draw)
-            if wrong not in self.lexicon.known and wrong not in self.own and mend(wrong, self.lexicon.known) == word:
+            if wrong not in self.lexicon.known and wrong not in self.own and mend(wrong, self.lexicon.known, self.lexicon.closed) == word:
                 return wrong[:1].upper() + wrong[1:] if token[:1].isupper() else wrong
         return token
 

@@ -111,7 +111,8 @@ _SINGLE = """
     install kick knock lay level load lock loosen lower mix mop mount move open organize pass peel play plug point pour press pull
     push reach remove return roll rub scoop screw separate serve shake slice slide sort spin spray spread squeeze stack stir store
     straighten stretch strike swap sweep switch take tap twist tie tighten tilt tip toggle touch transfer transport turn uncover
-    unfold unload unlock unplug unscrew unstack untie unwrap unzip use wash wipe wrap write zip rearrange set swing
+    unfold unload unlock unplug unscrew unstack untie unwrap unzip use wash wipe wrap write zip rearrange set swing topple
+    thread lean nudge shift tuck wear
 """
 # Verbs with a particle: it stands before the object or after it.
 _PARTICLES = """

@@ -14,11 +14,10 @@ guessed at: `parse` gives None. So do negations, conditions and more than `MAX_S
 from __future__ import annotations
 
 import re
-from collections.abc import Container
 
 from deftly.data.language import lexicon as words_of
 from deftly.data.language.bank import BANK, Bank
-from deftly.data.language.lexicon import Lexicon
+from deftly.data.language.lexicon import Lexicon, Phrases
 from deftly.data.language.meaning import PUNCTUATION, Clause, ClausePhrase, Instruction, NounPhrase, Reading, Relation, Thing
 from deftly.data.language.spelling import mend
 
@@ -47,7 +46,7 @@ def read(text: str, lexicon: Lexicon) -> Reading | None:
     tokens = TOKEN.findall(text)
     while tokens and tokens[-1] in PUNCTUATION:
         tokens.pop()
-    words = [mend(token.lower().replace("’", "'"), lexicon.known) for token in tokens]
+    words = [mend(token.lower().replace("’", "'"), lexicon.known, lexicon.closed) for token in tokens]
     try:
         return _Reader(tokens, words, lexicon).sentence()
     except _Unread:
@@ -70,10 +69,9 @@ class _Reader:
         place = self.at + offset
         return self.words[place] if place < len(self.words) else ""
 
-    def longest(self, phrases: Container[tuple[str, ...]], offset: int = 0) -> int:
-        """Words of the longest phrase that stands here; 0 for none."""
-        place = self.at + offset
-        return next((n for n in (5, 4, 3, 2, 1) if place + n <= len(self.words) and tuple(self.words[place : place + n]) in phrases), 0)
+    def longest(self, phrases: Phrases, offset: int = 0) -> int:
+        """Words of the longest phrase that stands there; 0 for none."""
+        return phrases.length(self.words, self.at + offset)
 
     def take(self, count: int) -> list[int]:
         taken = list(range(self.at, self.at + count))
@@ -92,7 +90,7 @@ class _Reader:
                 self.openers.append(self.take(count))
             elif count := self.longest(self.lexicon.fillers):
                 self.fillers.append(self.take(count))
-            elif (self.at and self.word() == ",") or (self.word() == "go" and self.verb_length(1)):  # "go push the button"
+            elif (self.at and self.word() == ",") or (self.word() == "go" and self.starts_clause(1, True)):  # "go push the button"
                 self.openers.append(self.take(1))
             else:
                 break
@@ -108,11 +106,11 @@ class _Reader:
     def link(self, after_use: bool = False) -> tuple[int, str]:
         """(words, meaning) of the link that stands here and leads to a clause; (0, "") for none."""
         comma = 1 if self.word() in (",", ";", ".") else 0
-        count = self.longest(words_of.LINKS, comma)
-        certain = comma + count >= 2
+        count = self.longest(words_of.LINK_PHRASES, comma)
+        certain = comma + count >= 2 or self.word(comma) in ("then", "finally")
         if (count or comma) and self.starts_clause(comma + count, certain):
             return comma + count, "then"
-        count = self.longest(words_of.PURPOSE)
+        count = self.longest(words_of.PURPOSE_PHRASES)
         if count and (length := self.verb_length(count)):
             after = self.word(count + length)
             if after_use or count > 1 or after in words_of.ARTICLES or after in ("it", "them"):
@@ -130,9 +128,8 @@ class _Reader:
         return certain or leads or self.word(offset) not in words_of.DOUBLE
 
     def verb_length(self, offset: int = 0) -> int:
-        """Words of the verb form that stands there; those in front of a split form count."""
-        whole = self.longest(self.lexicon.verbs, offset)
-        return whole or (1 if any(before == (self.word(offset),) for before, _ in self.lexicon.split_verbs) else 0)
+        """Words of the verb form that stands there; what goes before the object of a split form is one too."""
+        return self.longest(self.lexicon.verb_phrases, offset)
 
     # ---- a clause ----
 
@@ -159,12 +156,14 @@ class _Reader:
             self.fillers.append(self.take(count))
         elif self.particle(clause):
             pass
-        elif count := self.longest(words_of.RELATIVES):
+        elif count := self.longest(words_of.RELATIVE_PHRASES):
             self.relative(clause, self.take(count))
-        elif count := self.longest(words_of.DIRECTION_PHRASES):
+        elif count := self.longest(words_of.ADVERB_PHRASES):
             clause.directions.append(self.take(count))
-        elif (count := self.longest(self.lexicon.relations)) and self.starts_things(count):
+        elif (count := self.longest(self.lexicon.relation_phrases)) and self.starts_things(count):
             clause.relations.append((self.take(count), self.things()))
+        elif self.word() in ("and", "or") and self.longest(self.lexicon.relation_phrases, 1):  # "behind the box and next to the cup"
+            self.take(1)
         elif self.word() in words_of.DIRECTIONS:
             clause.directions.append(self.take(1))
         elif self.is_number(self.word()) and self.word(1) in words_of.UNITS:
@@ -176,10 +175,10 @@ class _Reader:
         """The second half of a verb whose object stands in the middle, where it is not the start of a relation."""
         if clause.particle or clause.relations or not clause.things:
             return False
-        for (before, behind), meaning in self.lexicon.split_verbs.items():
+        for behind, meaning in self.lexicon.split_verbs.get(self.phrase(clause.verb), ()):
             count = len(behind)
-            if before == self.phrase(clause.verb) and behind == tuple(self.words[self.at : self.at + count]):
-                relation = self.longest(self.lexicon.relations)
+            if behind == tuple(self.words[self.at : self.at + count]):
+                relation = self.longest(self.lexicon.relation_phrases)
                 # "over to me" is a particle and a relation, "off of the pot" is one relation
                 is_both = relation > count and self.word(count) in words_of.PREPOSITIONS and self.word(count) != "of"
                 if relation and not is_both and self.starts_things(relation) and not self.link_at(relation):
@@ -196,7 +195,7 @@ class _Reader:
 
     def relative(self, clause: ClausePhrase, _: list[int]) -> None:
         """ "that is red" adds to the thing before it; "which is in ..." goes on as a relation."""
-        if self.longest(self.lexicon.relations) and self.starts_things(self.longest(self.lexicon.relations)):
+        if self.longest(self.lexicon.relation_phrases) and self.starts_things(self.longest(self.lexicon.relation_phrases)):
             return
         phrases = clause.relations[-1][1] if clause.relations else clause.things
         found = []
@@ -212,7 +211,9 @@ class _Reader:
         word = self.word(offset)
         if word in words_of.ARTICLES or word in words_of.DETERMINERS or word in words_of.PRONOUNS:
             return True
-        return self.is_noun(offset) and not self.longest(self.lexicon.fillers, offset) and not self.longest(words_of.RELATIVES, offset)
+        return (
+            self.is_noun(offset) and not self.longest(self.lexicon.fillers, offset) and not self.longest(words_of.RELATIVE_PHRASES, offset)
+        )
 
     def is_noun(self, offset: int = 0) -> bool:
         """Whether the word there may be part of a thing: it is in none of the other classes, or it is an attribute of what follows."""
@@ -223,7 +224,7 @@ class _Reader:
             return True
         if word in self.lexicon.attributes:
             ahead = self.word(offset + 1)  # "open" and "closed" end a thing and start one
-            return word not in words_of.DIRECTIONS or (bool(ahead) and ahead not in words_of.DIRECTIONS and self.is_noun(offset + 1))
+            return word not in words_of.DIRECTIONS or (bool(ahead) and ahead not in words_of.DIRECTIONS and self.is_plain(offset + 1))
         return (word,) not in self.lexicon.relations and word not in words_of.DIRECTIONS and word not in words_of.ARTICLES
 
     def is_number(self, word: str) -> bool:
@@ -262,18 +263,20 @@ class _Reader:
         """Whether the next word belongs to the thing whose words so far are `parts`."""
         if self.word() in ("and", "or"):  # "the yellow and white mug"
             return bool(parts) and all(self.words[i] in self.lexicon.attributes for i in parts) and self.word(1) in self.lexicon.attributes
-        if not self.is_noun() or self.longest(self.lexicon.fillers) or self.longest(words_of.RELATIVES):
+        if not self.is_noun() or self.longest(self.lexicon.fillers) or self.longest(words_of.RELATIVE_PHRASES):
             return False
         named = any(self.words[i] not in self.lexicon.attributes and not self.is_number(self.words[i]) for i in parts)
-        if named and (self.is_number(self.word()) or self.longest(words_of.DIRECTION_PHRASES)):
+        if named and (self.is_number(self.word()) or self.longest(words_of.ADVERB_PHRASES)):
             return False
-        if self.longest(self.lexicon.relations) > 1:  # "next to", "close to"
+        if self.longest(self.lexicon.relation_phrases) > 1:  # "next to", "close to"
             return False
         return not (named and self.word() in words_of.DIRECTIONS and self.word() in words_of.POSITIONS and not self.is_plain(1))
 
     def is_plain(self, offset: int) -> bool:
         """Whether a word there goes on with the same thing."""
-        return self.is_noun(offset) and not self.longest(self.lexicon.fillers, offset) and not self.longest(words_of.RELATIVES, offset)
+        return (
+            self.is_noun(offset) and not self.longest(self.lexicon.fillers, offset) and not self.longest(words_of.RELATIVE_PHRASES, offset)
+        )
 
     def finish(self, phrase: NounPhrase, parts: list[int]) -> None:
         """The last word names the thing; attributes before it describe it, and other words are part of the name."""

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from deftly.data.language.bank import OBJECT, Bank
-from deftly.data.language.lexicon import COLOURS, POSITIONS, PRONOUNS
+from deftly.data.language.lexicon import COLOURS, DIRECTIONS, DOUBLE, POSITIONS, PRONOUNS
 from deftly.data.language.meaning import PUNCTUATION, ClausePhrase, NounPhrase, Reading
 
 THAT_IS = "that is"
@@ -150,9 +150,13 @@ class Options:
         found = [[place for group in reading.openers for place in group]] if reading.openers else []
         found += reading.fillers
         for clause in reading.clauses:
-            objects = clause.things if clause.link_word != "to" else []  # "to turn the ..." is told from "to ..." by its article
-            for thing in (*objects, *(thing for _, things in clause.relations for thing in things)):
-                if thing.articles and reading.words[thing.nouns[-1]] not in SIDES | PRONOUNS:
+            # "... and wipe the plate": without its article the plate and what is before "and" would be one list
+            is_anchor = bool(clause.link) and any(form.split()[0] in DOUBLE for form in self.bank.verbs.get(clause.meaning, ()))
+            things = [thing for _, things in clause.relations for thing in things]
+            for thing in (*clause.things[is_anchor or clause.link_word == "to" :], *things):
+                # "put the back cup down" is not "put back cup down"
+                is_free = reading.words[thing.nouns[-1]] not in SIDES | PRONOUNS
+                if thing.articles and is_free and reading.words[thing.articles[0] + 1] not in DIRECTIONS:
                     found.append(thing.articles)
         return found
 

@@ -26,12 +26,12 @@ def neighbours(word: str) -> Iterator[str]:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def mend(word: str, known: frozenset[str]) -> str:
-    """The one known word that is a single typing error away; `word` itself where it is known, short, or there are several or none."""
+def mend(word: str, known: frozenset[str], mendable: frozenset[str]) -> str:
+    """The one known word that is a single typing error away, if it is mendable; else `word` itself, as where it is known or short."""
     if word in known or len(word) < SHORTEST or not word.isascii() or not word.isalpha():
         return word
     found = known.intersection(neighbours(word))
-    return next(iter(found)) if len(found) == 1 else word
+    return next(iter(found)) if len(found) == 1 and found <= mendable else word
 
 
 def mistype(word: str, draw: np.random.Generator) -> str:
