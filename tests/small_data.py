@@ -88,7 +88,8 @@ def write_dataset(
     root: Path, lengths: tuple[int, ...] = (7, 5, 9, 6), embodiment: Embodiment | None = None, scenes: list[Any] | None = None
 ) -> Path:
     """A real LeRobotDataset with the fake one's contents."""
-    fake = FakeDataset(lengths=lengths, embodiment=embodiment or robot())
+    shown = embodiment or robot()
+    fake = FakeDataset(lengths=lengths, embodiment=shown, cameras=tuple(camera.name for camera in shown.cameras))
     with DatasetWriter(root, fake.embodiment) as writer:
         for episode in range(fake.num_episodes):
             rows = slice(int(fake.episode_start[episode]), int(fake.episode_start[episode + 1]))

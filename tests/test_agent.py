@@ -13,7 +13,8 @@ from deftly import storage
 from deftly.agent import FILES, Agent, find_policy, load, load_weights, save_policy
 from deftly.contract import Camera, Embodiment, Window
 from deftly.data.encoding import ObservationEncoder
-from deftly.data.source import DataConfig, TrainingData
+from deftly.data.prepared import TrainingData
+from deftly.data.source import DataConfig
 from deftly.models.heads import FlowMatchingConfig
 from deftly.models.policy import PolicyConfig
 from deftly.types import Batch, Clock, DataError, Features, Observation, Policy, UsageError

@@ -10,7 +10,8 @@ from deftly.agent import load, save_policy
 from deftly.contract import Window, fingerprint
 from deftly.data.actions import ActionsConfig, past_to_relative, to_relative
 from deftly.data.encoding import ObservationEncoder
-from deftly.data.source import DataConfig, TrainingData
+from deftly.data.prepared import TrainingData
+from deftly.data.source import DataConfig
 from deftly.evaluation.offline import predictors
 from deftly.models.policy import PolicyConfig
 from deftly.types import DataError, Observation

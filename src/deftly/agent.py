@@ -3,6 +3,7 @@
     policy/contract.json      the robot as training saw it           stats.json       statistics of the training split
            policy.json        the model's own config                 tokenizer.json   its words
            model.safetensors  the weights                            manifest.json    format, sizes, sha256; written last
+           robots.json        contract and statistics of the further robots, for a policy of several
 
 Nothing here is ever unpickled; every file is checked against the manifest before it is read.
 """
@@ -10,6 +11,7 @@ Nothing here is ever unpickled; every file is checked against the manifest befor
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from deftly.types import Batch, DataError, Observation, Policy, UsageError
 
 CONTRACT, POLICY, STATISTICS, TOKENIZER, WEIGHTS = "contract.json", "policy.json", "stats.json", "tokenizer.json", "model.safetensors"
 FILES = (CONTRACT, POLICY, STATISTICS, TOKENIZER, WEIGHTS)
+ROBOTS = "robots.json"
 
 
 def save_policy(
@@ -41,11 +44,18 @@ def save_policy(
     policy_config: PolicyConfig,
     state_dict: dict[str, Tensor],
     about: dict[str, Any],
+    robots: Sequence[tuple[Contract, Statistics]] = (),
 ) -> None:
-    """Write a complete `policy/` into an existing, still uncommitted directory; `about` (versions, step) goes into its manifest."""
+    """Write a complete `policy/` into an existing, still uncommitted directory; `about` (versions, step) goes into its manifest.
+
+    `robots` are the further ones that the policy acts for, beside that of `contract`.
+    """
     storage.write_text(directory / CONTRACT, contract.to_json())
     storage.write_text(directory / POLICY, policy_config.to_json())
     storage.write_json(directory / STATISTICS, statistics)
+    if robots:
+        others = [{"contract": other.to_dict(), "statistics": values} for other, values in robots]
+        storage.write_json(directory / ROBOTS, {"robots": others})
     tokenizer.save(directory / TOKENIZER)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(state_dict.items())}, directory / WEIGHTS)
     storage.write_manifest(directory, {**about, "format_version": FORMAT_VERSION})
@@ -70,8 +80,11 @@ def find_policy(path: Path) -> Path:
     raise UsageError(f"{path}: holds no policy; give a run with a finished checkpoint, a checkpoint or a policy directory")
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> Agent:
-    """The agent of a policy, checkpoint or run directory. Raises `DataError` naming the file that is missing, altered or does not fit."""
+def load(path: Path, device: torch.device | str = "cpu", robot: str | None = None) -> Agent:
+    """The agent of a policy, checkpoint or run directory; of the `robot` of that name where the policy acts for several, else of the first.
+
+    Raises `DataError` naming the file that is missing, altered or does not fit, `UsageError` for a robot that the policy does not know.
+    """
     directory = find_policy(Path(path))
     manifest = storage.verify(directory)
     version = manifest.get("format_version")
@@ -82,15 +95,23 @@ def load(path: Path, device: torch.device | str = "cpu") -> Agent:
             raise DataError(f"{directory / name}: not listed in {storage.MANIFEST}; the policy is incomplete, use an earlier one")
     try:
         contract = Contract.load(directory / CONTRACT)
+        others = _read_robots(directory / ROBOTS) if ROBOTS in manifest["files"] else {}
         policy_config = parse_policy(config.read_object(directory / POLICY), str(directory / POLICY))
     except DataError:
         raise
     except UsageError as error:  # a mistake of the file, not of the command
         raise DataError(str(error)) from None
-    if contract.format_version != FORMAT_VERSION:
-        raise DataError(f"{directory / CONTRACT}: contract format {contract.format_version}, this deftly reads {FORMAT_VERSION}")
+    for one in (contract, *(other for other, _ in others.values())):
+        if one.format_version != FORMAT_VERSION:
+            raise DataError(f"{directory / CONTRACT}: contract format {one.format_version}, this deftly reads {FORMAT_VERSION}")
     tokenizer = TextTokenizer.load(directory / TOKENIZER)
-    encoder = ObservationEncoder(contract, _read_statistics(directory / STATISTICS), tokenizer)
+    statistics = _read_statistics(storage.read_json(directory / STATISTICS), directory / STATISTICS)
+    if robot is not None and robot != contract.embodiment.name:
+        if robot not in others:
+            known = ", ".join([contract.embodiment.name, *others])
+            raise UsageError(f"{directory}: this policy does not act for a robot {robot!r}; it knows {known}")
+        contract, statistics = others[robot]
+    encoder = ObservationEncoder(contract, statistics, tokenizer)
     try:
         policy = policy_config.build(contract, tokenizer.size)
     except ValueError as error:
@@ -99,11 +120,23 @@ def load(path: Path, device: torch.device | str = "cpu") -> Agent:
     return Agent(contract, encoder, policy, device)
 
 
-def _read_statistics(path: Path) -> Statistics:
+def _read_statistics(values: Any, path: Path) -> Statistics:
     try:
-        return pydantic.TypeAdapter(Statistics).validate_python(storage.read_json(path))
+        return pydantic.TypeAdapter(Statistics).validate_python(values)
     except pydantic.ValidationError as error:
         raise DataError(f"{path}: not statistics ({error.errors()[0]['msg']}); copy the file that was saved with the policy") from None
+
+
+def _read_robots(path: Path) -> dict[str, tuple[Contract, Statistics]]:
+    """The further robots of a policy, by name."""
+    found = {}
+    entries = config.read_object(path).get("robots")
+    for entry in entries if isinstance(entries, list) else [None]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("contract"), dict):
+            raise DataError(f"{path}: not a list of robots with contract and statistics; copy the file that was saved with the policy")
+        contract = Contract.parse(entry["contract"], str(path))
+        found[contract.embodiment.name] = contract, _read_statistics(entry.get("statistics"), path)
+    return found
 
 
 def load_weights(policy: torch.nn.Module, path: Path) -> None:
@@ -189,7 +222,8 @@ class Agent:
 
     def check(self, embodiment: Embodiment) -> None:
         """Raise a one-line `DataError` naming what differs between the robot that the policy was trained on and this one."""
-        lines = differences(_matters(self.embodiment, self.contract.cameras), _matters(embodiment, self.contract.cameras))
+        cameras = tuple(self.contract.recorded_cameras().values())
+        lines = differences(_matters(self.embodiment, cameras), _matters(embodiment, cameras))
         if lines:
             more = f" (+{len(lines) - 3} more)" if len(lines) > 3 else ""
             raise DataError(

@@ -168,17 +168,13 @@ class Contract(Config):
     dataset_hash: str
     """Content hash of the training data: what resume compares, and a provenance for everybody else."""
 
-    @property
-    def frame_size(self) -> int:
-        """Side in pixels at which frames wait for augmentation: `stored_size`, else `image_size`."""
-        return self.stored_size or self.image_size
-
     actions: RelativeActions | None = None
     """How the policy's actions are counted; null: as they were recorded."""
     widths: tuple[int, int] | None = None
     """Dimensions of state and action as the policy has them, for a policy of several robots; null: the embodiment's own."""
     robot_index: int = pydantic.Field(default=0, ge=0)
     """Which of the policy's robots this is: `Batch.embodiment`."""
+    num_robots: int = pydantic.Field(default=1, ge=1)
 
     @pydantic.model_validator(mode="after")
     def check_parts(self) -> Contract:
@@ -187,6 +183,8 @@ class Contract(Config):
             raise ValueError(
                 f"widths {list(self.widths)} are less than {robot.name!r} has: {len(robot.state)} state, {len(robot.action)} action"
             )
+        if self.robot_index >= self.num_robots:
+            raise ValueError(f"robot_index {self.robot_index} of {self.num_robots} robots")
         if self.mixed_cameras is not None and set(self.mixed_cameras) != set(self.cameras):
             raise ValueError(f"mixed_cameras describes {', '.join(self.mixed_cameras)}, cameras lists {', '.join(self.cameras)}")
         if self.actions is not None and len(self.actions.state_of) != len(robot.action):
@@ -194,6 +192,11 @@ class Contract(Config):
         if self.actions is not None and not all(place is None or 0 <= place < len(robot.state) for place in self.actions.state_of):
             raise ValueError(f"actions.state_of names a state dimension outside of 0 .. {len(robot.state) - 1}")
         return self
+
+    @property
+    def frame_size(self) -> int:
+        """Side in pixels at which frames wait for augmentation: `stored_size`, else `image_size`."""
+        return self.stored_size or self.image_size
 
     @property
     def state_dim(self) -> int:

@@ -21,7 +21,8 @@ from deftly.config import Config
 from deftly.contract import require_same
 from deftly.data import quarantine
 from deftly.data.mixup import check_mixup
-from deftly.data.source import DataConfig, TrainingData
+from deftly.data.prepared import TrainingData
+from deftly.data.source import DataConfig
 from deftly.data.split import fold_episodes
 from deftly.evaluation.offline import l1_per_spread
 from deftly.models.policy import PolicyConfig
@@ -57,6 +58,8 @@ class Run(Config):
             raise ValueError(f"executed_steps {self.executed_steps} is more than the chunk of {self.data.window.chunk} actions")
         if self.folds is not None and self.world is not None:
             raise ValueError("a run with folds is judged offline: set world to null, or leave folds out")
+        if self.folds is not None and self.data.mixture:
+            raise ValueError("folds are of a single dataset: leave data.mixture out, or folds")
         return self
 
 
@@ -90,7 +93,7 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
         policy = build_policy(run, data)
         objective = run.objective.build(policy)
         check_mixup(run.data.augmentation, objective)
-        validation = data.validation.batches if data.validation is not None else None
+        validation = data.validation_batches if data.validation is not None else None
         trainer = Trainer(
             objective,
             data.train,
@@ -100,7 +103,7 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
             device=device,
             write_policy=lambda folder, state: write_policy(folder, state, run, data),
             run_json=run.to_dict(),
-            dataset_hash=data.dataset.hash,
+            dataset_hash=data.contract.dataset_hash,
             contract=data.contract,
             validation=validation,
             title=run.name,
@@ -125,19 +128,31 @@ def build_policy(run: Run, data: TrainingData) -> Policy:
 
 def write_policy(folder: Path, state: dict[str, Tensor], run: Run, data: TrainingData) -> None:
     """Fill a `policy/` directory: everything that is needed to act."""
-    about = {"run": run.name, "seed": run.seed, "dataset": data.dataset.hash, "deftly": __version__, "torch": torch.__version__}
-    save_policy(folder, data.contract, data.statistics, data.tokenizer, run.policy, state, about)
+    about = {"run": run.name, "seed": run.seed, "dataset": data.contract.dataset_hash, "deftly": __version__, "torch": torch.__version__}
+    first, *others = ((encoder.contract, encoder.statistics) for encoder in data.robots)
+    save_policy(folder, *first, data.tokenizer, run.policy, state, about, robots=others)
 
 
 def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[str, Any]:
-    """Offline error of the policy that this run would act with, on the held-out episodes; written to `offline.json`."""
+    """Offline error of the policy that this run would act with, on the held-out episodes; written to `offline.json`.
+
+    Of a mixture it is the mean over its datasets, each in its own robot's units, and each one's own are in `offline_datasets.json`.
+    """
     from deftly.agent import load
 
-    assert data.validation is not None
     agent = load(directory, device=str(device))
-    mean, spread = (torch.tensor(data.statistics["action"][name]) for name in ("mean", "std"))
-    names = data.contract.embodiment.action.names
-    result = l1_per_spread(agent.policy, data.validation.batches(), mean=mean, spread=spread, names=names, units=data.encoder)
+    results = {}
+    for part in data.parts:
+        if part.validation is not None:
+            mean, spread = (torch.tensor(part.statistics["action"][name]) for name in ("mean", "std"))
+            names, batches = part.contract.embodiment.action.names, part.validation.batches()
+            found = l1_per_spread(agent.policy, batches, mean=mean, spread=spread, names=names, units=part.encoder)
+            results[str(part.dataset.root)] = found
+    first = next(iter(results.values()))
+    if len(results) > 1:
+        storage.write_json(directory / "offline_datasets.json", results)
+    mean_of = {name: sum(result[name]["l1_per_spread"] for result in results.values()) / len(results) for name in first}
+    result = first if len(results) == 1 else {name: {"l1_per_spread": value} for name, value in mean_of.items()}
     storage.write_json(directory / OFFLINE_FILE, result)
     return result
 
@@ -173,17 +188,22 @@ def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Pa
     """What is about to happen, on stderr, before the first step. `plan` is the trainer's own."""
     windows, steps, size = len(data.train), plan["steps"], run.data.batch_size
     epochs = steps * size / max(windows, 1)
-    seen, contract = data.summary(), data.contract
+    contract, parts = data.contract, [part.summary() for part in data.parts]
+    left_out = sum(len(seen["left_out"]) for seen in parts)
     lines = {
         "run": f"{run.name} -> {directory} (seed {run.seed})",
-        "data": f"{seen['path']}: {seen['frames']} frames at {seen['rate_hz']:g} Hz, {seen['training_episodes']} episodes to train on and "
-        f"{seen['validation_episodes']} held out, {seen['instructions']} instructions of {seen['vocabulary']} words",
-        **({"left out": f"{len(seen['left_out'])} broken episodes, see {quarantine.QUARANTINE_FILE}"} if seen["left_out"] else {}),
+        "data": "\n           ".join(
+            f"{seen['path']}: {seen['frames']} frames at {seen['rate_hz']:g} Hz, {seen['training_episodes']} episodes to train on and "
+            f"{seen['validation_episodes']} held out, {seen['instructions']} instructions of {seen['vocabulary']} words"
+            + (f"; {seen['samples_per_batch']} of each {size} samples" if len(parts) > 1 else "")
+            for seen in parts
+        ),
+        **({"left out": f"{left_out} broken episodes, see {quarantine.QUARANTINE_FILE}"} if left_out else {}),
         "policy": f"{plan['parameters']:,} parameters, cameras {', '.join(contract.cameras)} at {contract.image_size} px",
         "training": f"{steps} steps of {size}, {epochs:.1f} epochs of {windows} windows, {plan['precision']} on {plan['device']}, "
         f"{plan['checkpoint_bytes'] / 2**20:.0f} MiB per checkpoint",
-        "adjusted": "; ".join(data.encoder.adjusted) or "no dimension needed a floor",
-        **({"augment": "; ".join(seen["augmentation_notes"])} if seen["augmentation_notes"] else {}),
+        "adjusted": "; ".join(line for encoder in data.robots for line in encoder.adjusted) or "no dimension needed a floor",
+        **({"augment": "; ".join(data.notes)} if data.notes else {}),
     }
     for name, text in lines.items():
         print(f"{name:>9}  {text}", file=sys.stderr)

@@ -43,6 +43,8 @@ class Gathered:
     frame: Int64[np.ndarray, "b"]
     actions: Float[np.ndarray, "b k a"] | None = None
     action_is_pad: Bool[np.ndarray, "b k"] | None = None
+    weight: Float[np.ndarray, "b"] | None = None  # 1 by default
+    source: int = 0  # which dataset of a mixture
 
 
 class ObservationEncoder:
@@ -191,8 +193,8 @@ class ObservationEncoder:
             task=torch.from_numpy(gathered.task),
             episode=torch.from_numpy(gathered.episode),
             frame=torch.from_numpy(gathered.frame),
-            domain=torch.zeros(size, dtype=torch.int64),
-            weight=torch.ones(size),
+            domain=torch.full((size,), gathered.source),
+            weight=torch.ones(size) if gathered.weight is None else torch.from_numpy(gathered.weight),
         )
 
     def _image(self, gathered: Gathered, name: str) -> torch.Tensor:

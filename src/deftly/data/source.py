@@ -1,30 +1,38 @@
-"""`DataConfig` to everything that training needs of a dataset: contract, statistics, tokenizer, encoder and the two loaders."""
+"""`DataConfig` to everything that training needs of its datasets: contracts, statistics, tokenizer, encoders and the streams.
+
+```
+open, split, check ─> what robots and cameras have in common ─> statistics of each robot ─> words of all ─> a loader of each ─> one stream
+```
+One dataset is the plain case; `mixture` adds others, of the same robot or of more.
+"""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pydantic
 import torch
 
 from deftly.config import Config
-from deftly.contract import Contract, Window, fingerprint
+from deftly.contract import Contract, Embodiment, RelativeActions, Window, fingerprint
 from deftly.data import quarantine
 from deftly.data.actions import ActionsConfig
 from deftly.data.augment import AugmentConfig
-from deftly.data.check.findings import CheckConfig, Finding, quarantined
+from deftly.data.check.findings import CheckConfig, Finding
 from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
 from deftly.data.direct import VideoFrames
-from deftly.data.encoding import ObservationEncoder, Statistics
-from deftly.data.language.augment import NOT_REWORDED, LanguageConfig
-from deftly.data.language.texts import Spoken, spoken
+from deftly.data.encoding import ObservationEncoder
+from deftly.data.language.augment import NOT_REWORDED, Augmenter, LanguageConfig
+from deftly.data.language.texts import spoken
 from deftly.data.loader import Loader
 from deftly.data.measure import Part, blocks, cached_statistics, check_numbers
+from deftly.data.mixture import Balance, Common, Mixture, counts_of, in_common, robots_of, sample_weights, sizes_of
+from deftly.data.prepared import Prepared, TrainingData
 from deftly.data.split import Split, check_split, split_episodes
 from deftly.data.store import FrameStore, default_cache
 from deftly.data.stored import Frames
@@ -35,6 +43,20 @@ from deftly.sim.processes import usable_cores
 from deftly.types import UsageError
 
 FEW_PIXELS = 400_000_000  # some ten seconds of decoding: below this it is done before worker processes have started
+
+
+class Source(Config):
+    """A further dataset of a mixture."""
+
+    path: Path
+    weight: float = pydantic.Field(default=1.0, gt=0)
+    """How often its samples come, beside those of the first dataset, relative to its size (`balance`)."""
+    cameras: dict[str, str] | None = None
+    """The policy's name -> this dataset's name of each camera that the policy sees; all of them, by their own names, by default."""
+    actions: ActionsConfig | None = None
+    """Count this robot's actions from where it is; null: train on them as they were recorded."""
+    robot: str | None = None
+    """What to call its robot, where the datasets call different robots the same."""
 
 
 class DataConfig(Config):
@@ -52,6 +74,10 @@ class DataConfig(Config):
     normalization: Literal["identity", "mean_std", "min_max", "quantile"] = "quantile"
     actions: ActionsConfig | None = None
     """Count actions from where the robot is; null: train on them as they were recorded."""
+    mixture: tuple[Source, ...] = ()
+    """Further datasets, of this robot or of others, in every batch."""
+    balance: Balance = "frame"
+    """What counts the same: every frame, every episode, or every instruction; between datasets and within each."""
     validation_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
     """Share of the episodes that is held out, whole scenes at a time."""
     validation_samples: int = pydantic.Field(default=2048, ge=1)
@@ -80,7 +106,7 @@ class DataConfig(Config):
         cache_dir: Path | None = None,
         episodes: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> TrainingData:
-        """Open, check, split, measure, decode. `episodes` = (training ids, validation ids) replaces the split.
+        """Open, check, split, measure, decode. `episodes` = (training ids, validation ids) replaces the split of a single dataset.
 
         Raises `UsageError` for settings that do not fit the data, `DataError` for data that is broken; each in one line.
         """
@@ -88,138 +114,169 @@ class DataConfig(Config):
             raise UsageError(
                 f"executed_steps {executed_steps} is more than the chunk of {self.window.chunk} actions; lower it or raise window.chunk"
             )
-        dataset, found = quarantine.open_sound(self.path, self.check, cache_dir)
-        cameras = self._cameras(dataset)
-        split = check_split(dataset, *(episodes or split_episodes(dataset, self.validation_fraction, seed)))
-        training, held_out = (Selection(dataset.episode_start, side) for side in split)
-        cache = cache_dir or default_cache(dataset.root)
-        columns = Columns.prepare(dataset, cache)
-        for side in split:
-            check_numbers(dataset.root, dataset.embodiment, Part(columns, dataset.episode_start, side, dataset.hash))
-        part = Part(columns, dataset.episode_start, split[0], dataset.hash)
-        relative = None if self.actions is None else self.actions.build(dataset.embodiment)
-        measured = cached_statistics([part], cache, relative, self.window)
-        augmentation, notes = self.augmentation.fitted(dataset.embodiment, cameras)
-        heard, tokenizer = self._language(dataset, part, augmentation)
-        contract = Contract(
-            embodiment=dataset.embodiment,
-            cameras=cameras,
-            image_size=self.image_size,
-            stored_size=self._stored_size(dataset, cameras),
-            window=self.window,
-            executed_steps=executed_steps,
-            normalization=self.normalization,
-            statistics_hash=fingerprint(measured),
-            tokenizer_hash=tokenizer.hash,
-            text_length=self.text_length,
-            dataset_hash=dataset.hash,
-            actions=relative,
+        if episodes is not None and self.mixture:
+            raise UsageError("a split by hand, or folds, are of a single dataset: leave data.mixture out")
+        opened = self._open(seed, cache_dir, episodes)
+        common = in_common([one.robot for one in opened], [one.cameras for one in opened]) if self.mixture else None
+        sentences = [sentence for one in opened for sentence in sentences_of(one.dataset.tasks, one.training)]
+        sentences = list(dict.fromkeys(sentences))
+        mirrors = any(one.augmentation.mirror > 0 for one in opened)
+        heard = spoken(sentences, self.language, mirrors=mirrors, max_words=self.text_length)
+        tokenizer = TextTokenizer.train([*sentences, *heard.words])
+        tokenizer.check_fits(sentences, self.text_length, ", ".join(str(one.dataset.root) for one in opened))
+        encoders = self._encoders(opened, common, tokenizer, executed_steps)
+        sizes = sizes_of(self.balance, [one.training for one in opened])
+        weights = [1.0, *(source.weight for source in self.mixture)]
+        counts = counts_of([size * weight for size, weight in zip(sizes, weights, strict=True)], self.batch_size)
+        parts = tuple(
+            self._load(one, encoders[number], number, counts[number], heard.augmenter, seed, device) for number, one in enumerate(opened)
         )
-        encoder = ObservationEncoder(contract, measured, tokenizer)
-        frames = self._frames(dataset, contract, cache)
-        windows = Windows(columns, frames, encoder, dataset.tasks, heard.augmenter)
-        train = Loader(
-            windows, training, seed=seed, batch_size=self.batch_size, workers=self.workers, augmentation=augmentation, device=device
-        )
+        train = Mixture([part.train for part in parts]) if self.mixture else parts[0].train
+        return TrainingData(parts, tokenizer, train, [*dict.fromkeys(note for one in opened for note in one.notes), *heard.notes])
+
+    def _open(self, seed: int, cache_dir: Path | None, episodes: tuple[np.ndarray, np.ndarray] | None) -> list[Opened]:
+        """Every dataset with its split and its numbers, checked."""
+        opened = []
+        for source in (None, *self.mixture):
+            dataset, findings = quarantine.open_sound(self.path if source is None else source.path, self.check, cache_dir)
+            if source is None:
+                robot, cameras, actions = dataset.embodiment, {name: name for name in self._cameras(dataset)}, self.actions
+            else:
+                robot = dataset.embodiment if source.robot is None else dataset.embodiment.replace(name=source.robot)
+                cameras, actions = _named_cameras(dataset, source), source.actions
+            split = check_split(dataset, *(episodes or split_episodes(dataset, self.validation_fraction, seed)))
+            cache = cache_dir or default_cache(dataset.root)
+            columns = Columns.prepare(dataset, cache)
+            training, held_out = (Part(columns, dataset.episode_start, side, dataset.hash) for side in split)
+            for part in (training, held_out):
+                check_numbers(dataset.root, robot, part)
+            relative = None if actions is None else actions.build(robot)
+            augmentation, notes = self.augmentation.fitted(robot, tuple(cameras.values()))
+            opened.append(Opened(dataset, findings, robot, cameras, relative, augmentation, notes, split, columns, cache, training))
+        return opened
+
+    def _encoders(
+        self, opened: Sequence[Opened], common: Common | None, tokenizer: TextTokenizer, executed_steps: int
+    ) -> list[ObservationEncoder]:
+        """The contract and statistics of each dataset's robot; datasets of one robot are measured together and share them."""
+        numbers = robots_of([one.robot for one in opened])
+        hashes = [one.dataset.hash for one in opened]
+        encoders: dict[int, ObservationEncoder] = {}
+        for number, one in zip(numbers, opened, strict=True):
+            group = [other for other, its in zip(opened, numbers, strict=True) if its == number]
+            if any((other.cameras, other.relative) != (one.cameras, one.relative) for other in group):
+                raise UsageError(f"datasets of the robot {one.robot.name!r} must have the same `cameras` and `actions` in a mixture")
+            if number in encoders:
+                continue
+            measured = cached_statistics([other.training for other in group], group[0].cache, one.relative, self.window)
+            contract = Contract(
+                embodiment=one.robot,
+                cameras=tuple(one.cameras if common is None else common.cameras),
+                mixed_cameras=None if common is None else common.on(one.cameras),
+                image_size=self.image_size,
+                stored_size=self._stored_size(one),
+                window=self.window,
+                executed_steps=executed_steps,
+                normalization=self.normalization,
+                statistics_hash=fingerprint(measured),
+                tokenizer_hash=tokenizer.hash,
+                text_length=self.text_length,
+                dataset_hash=hashes[0] if common is None else fingerprint(hashes),
+                actions=one.relative,
+                widths=None if common is None else common.widths,
+                robot_index=number,
+                num_robots=len(set(numbers)),
+            )
+            encoders[number] = ObservationEncoder(contract, measured, tokenizer)
+        return [encoders[number] for number in numbers]
+
+    def _load(
+        self,
+        one: Opened,
+        encoder: ObservationEncoder,
+        number: int,
+        batch_size: int,
+        augmenter: Augmenter | None,
+        seed: int,
+        device: torch.device | str,
+    ) -> Prepared:
+        """The loaders of dataset `number`. The first draws what it would draw alone."""
+        seed = seed if not number else seed_of("source", seed, number)
+        dataset, contract = one.dataset, encoder.contract
+        frames = self._frames(one, contract)
+        weights = sample_weights(self.balance, one.training)
+        windows = Windows(one.columns, frames, encoder, dataset.tasks, augmenter, weights=weights, source=number)
+        workers = -(-self.workers * batch_size // self.batch_size)  # of a mixture's workers, this dataset's share
+        training = Selection(dataset.episode_start, one.split[0])
+        train = Loader(windows, training, seed=seed, batch_size=batch_size, workers=workers, augmentation=one.augmentation, device=device)
         validation = None
-        if len(held_out):
-            chosen = Selection(dataset.episode_start, split[1], at_most=self.validation_samples)
+        if len(one.split[1]):
+            chosen = Selection(dataset.episode_start, one.split[1], at_most=self.validation_samples)
             validation = Loader(windows, chosen, seed=seed_of("validation", seed), batch_size=self.batch_size, device=device)
-        said = [*notes, *heard.notes]
-        return TrainingData(dataset, contract, measured, tokenizer, encoder, train, validation, split, frames.num_bytes, said, found)
+        return Prepared(dataset, encoder, train, validation, one.split, frames.num_bytes, one.findings)
+
+    def _frames(self, one: Opened, contract: Contract) -> Frames | VideoFrames:
+        """Where the policy's images come from; a store is filled here."""
+        dataset, cameras = one.dataset, tuple(contract.recorded_cameras().values())
+        if self.frames == "video":
+            return VideoFrames(dataset, contract, self.shuffled_together)
+        pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(one.robot.camera, cameras))
+        decoders = usable_cores() if pixels > FEW_PIXELS else 0
+        store = FrameStore.prepare(dataset, cameras, contract.frame_size, one.cache, decoders, share=self.disk_share)
+        return Frames(store, contract, dataset.episode_start)
 
     def _cameras(self, dataset: Dataset) -> tuple[str, ...]:
         cameras = dataset.cameras if self.cameras is None else self.cameras
         for name in cameras:
             if name not in dataset.cameras:
-                near = difflib.get_close_matches(name, dataset.cameras, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(dataset.cameras) or 'none'}"
-                raise UsageError(f"{dataset.root}: no camera {name!r}; {hint}")
+                raise UsageError(_no_camera(dataset, name))
         if not cameras or len(set(cameras)) != len(cameras):
             raise UsageError(
                 f"{dataset.root}: cameras must name at least one camera, each once; it has {', '.join(dataset.cameras) or 'none'}"
             )
         return cameras
 
-    def _stored_size(self, dataset: Dataset, cameras: tuple[str, ...]) -> int | None:
+    def _stored_size(self, one: Opened) -> int | None:
         """Side of the stored frames where crops need a margin; never more than was recorded, which would only repeat pixels."""
-        recorded = max(max(camera.height, camera.width) for camera in map(dataset.embodiment.camera, cameras))
+        recorded = max(max(camera.height, camera.width) for camera in map(one.robot.camera, one.cameras.values()))
         size = min(self.augmentation.stored_size(self.image_size), max(recorded, self.image_size))
         return size if size != self.image_size else None
 
-    def _frames(self, dataset: Dataset, contract: Contract, cache: Path) -> Frames | VideoFrames:
-        """Where the policy's images come from; a store is filled here."""
-        if self.frames == "video":
-            return VideoFrames(dataset, contract, self.shuffled_together)
-        pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(dataset.embodiment.camera, contract.cameras))
-        decoders = usable_cores() if pixels > FEW_PIXELS else 0
-        store = FrameStore.prepare(dataset, contract.cameras, contract.frame_size, cache, decoders, share=self.disk_share)
-        return Frames(store, contract, dataset.episode_start)
 
-    def _language(self, dataset: Dataset, part: Part, augmentation: AugmentConfig) -> tuple[Spoken, TextTokenizer]:
-        """What training will hear, and a tokenizer of it: from the instructions of the training episodes alone."""
-        sentences = sentences_of(dataset.tasks, part)
-        heard = spoken(sentences, self.language, mirrors=augmentation.mirror > 0, max_words=self.text_length)
-        tokenizer = TextTokenizer.train([*sentences, *heard.words])
-        tokenizer.check_fits(sentences, self.text_length, str(dataset.root))
-        return heard, tokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingData:
-    """A dataset made ready to train on."""
+class Opened(NamedTuple):
+    """A dataset before anything of it is decoded."""
 
     dataset: Dataset
-    contract: Contract
-    statistics: Statistics
-    tokenizer: TextTokenizer
-    encoder: ObservationEncoder
-    train: Loader
-    validation: Loader | None
-    split: Split
-    """Sorted episode ids: (training, validation)."""
-    decoded_bytes: int
-    """What the store of decoded frames takes on disk."""
-    notes: list[str]
-    """What of the augmentation was switched off, or holds only approximately."""
     findings: list[Finding]
-    """What the check found, worst first; episodes are numbered as in the folder."""
+    robot: Embodiment
+    cameras: dict[str, str]
+    """The policy's name -> the dataset's name of each camera."""
+    relative: RelativeActions | None
+    augmentation: AugmentConfig
+    """What of it fits this robot."""
+    notes: list[str]
+    """What of it was switched off, or holds only approximately."""
+    split: Split
+    columns: Columns
+    cache: Path
+    training: Part
 
-    def summary(self) -> dict[str, Any]:
-        """What the plan and the report say about the data; JSON-able."""
-        dataset, contract = self.dataset, self.contract
-        return {
-            "path": str(dataset.root),
-            "hash": dataset.hash,
-            "robot": contract.embodiment.name,
-            "rate_hz": contract.embodiment.rate_hz,
-            "episodes": dataset.num_episodes,
-            "frames": dataset.num_frames,
-            "hours": dataset.num_frames / contract.embodiment.rate_hz / 3600,
-            "left_out": quarantined(self.findings).tolist(),
-            "training_episodes": len(self.split[0]),
-            "validation_episodes": len(self.split[1]),
-            "training_windows": len(self.train),
-            "validation_windows": 0 if self.validation is None else len(self.validation),
-            "instructions": len(dataset.tasks),
-            "vocabulary": self.tokenizer.size,
-            "words_only_held_out": sorted({word for sentence in dataset.tasks for word in self.tokenizer.unknown_words(sentence)}),
-            "cameras": list(contract.cameras),
-            "image_size": contract.image_size,
-            "state": list(contract.embodiment.state.names),
-            "action": list(contract.embodiment.action.names),
-            "normalization": contract.normalization,
-            "actions": "as recorded" if contract.actions is None else contract.actions.kind,
-            "adjusted_dimensions": self.encoder.adjusted,
-            "decoded_bytes": self.decoded_bytes,
-            "augmentation_notes": self.notes,
-        }
 
-    def close(self) -> None:
-        """Stop worker processes."""
-        self.train.close()
-        if self.validation is not None:
-            self.validation.close()
+def _no_camera(dataset: Dataset, name: str) -> str:
+    near = difflib.get_close_matches(name, dataset.cameras, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(dataset.cameras) or 'none'}"
+    return f"{dataset.root}: no camera {name!r}; {hint}"
+
+
+def _named_cameras(dataset: Dataset, source: Source) -> dict[str, str]:
+    """The cameras of a further dataset by the policy's names; `UsageError` for one that it does not have, or that is named twice."""
+    cameras = {name: name for name in dataset.cameras} if source.cameras is None else dict(source.cameras)
+    for name in cameras.values():
+        if name not in dataset.cameras:
+            raise UsageError(_no_camera(dataset, name))
+    if not cameras or len(set(cameras.values())) != len(cameras):
+        raise UsageError(f"{dataset.root}: cameras must name at least one camera, each once; it has {', '.join(dataset.cameras) or 'none'}")
+    return cameras
 
 
 def sentences_of(tasks: tuple[str, ...], part: Part) -> list[str]:

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from deftly.contract import Contract, Window
@@ -186,10 +186,19 @@ class Windows:
     """
 
     def __init__(
-        self, columns: Columns, frames: FrameSource, encoder: ObservationEncoder, tasks: Sequence[str], augmenter: Augmenter | None = None
+        self,
+        columns: Columns,
+        frames: FrameSource,
+        encoder: ObservationEncoder,
+        tasks: Sequence[str],
+        augmenter: Augmenter | None = None,
+        *,
+        weights: Float[np.ndarray, "e"] | None = None,
+        source: int = 0,
     ) -> None:
-        """`tasks` are the dataset's sentences."""
-        self.columns, self.frames, self.encoder = columns, frames, encoder
+        """`tasks` are the dataset's sentences, `weights` what a sample of each episode counts in the loss (1 without them), `source` the
+        dataset's number in a mixture."""
+        self.columns, self.frames, self.encoder, self.weights, self.source = columns, frames, encoder, weights, source
         self.texts = Texts(tasks, encoder.tokens, augmenter)
 
     def build(
@@ -226,5 +235,7 @@ class Windows:
             frame=rows - start[episode],
             actions=action,
             action_is_pad=at.action_is_pad,
+            weight=None if self.weights is None else self.weights[episode],
+            source=self.source,
         )
         return self.encoder.collate(gathered)

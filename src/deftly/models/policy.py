@@ -4,7 +4,7 @@
 text ──> TextEncoder ──┬────────────────┐
                        FiLM             │
 images ─> one FiLMCNN per camera ───────┼──> MLP trunk ──> Features ──> head ──> [b k a]
-state, past actions ────────────────────┘
+state, past actions, robot ─────────────┘
 ```
 Letters: b batch, t observation frames, c cameras, d width.
 """
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from deftly.config import Config
-from deftly.contract import Camera, Contract
+from deftly.contract import CameraRole, Contract
 from deftly.models.heads import HeadConfig, RegressionConfig
 from deftly.models.language import TextConfig
 from deftly.models.vision import CNNConfig
@@ -39,14 +39,16 @@ class PolicyConfig(Config):
     residual: bool = False
     """Predict the change from the last commanded action (from 0 where none is known), so that what has learnt little holds still. Needs
     `window.past_actions`."""
+    robot_dim: int = pydantic.Field(default=16, ge=1)
+    """Width of what is learnt about each robot, for a policy of several."""
     head: HeadConfig = RegressionConfig()
 
     def build(self, contract: Contract, vocabulary: int) -> VLAPolicy:
         """Everything that data and contract know comes from them: no size is configured twice."""
         return VLAPolicy(self, contract, vocabulary)
 
-    def encoder_of(self, camera: Camera) -> CNNConfig:
-        return self.wrist if self.wrist is not None and camera.role == "wrist" else self.vision
+    def encoder_of(self, role: CameraRole) -> CNNConfig:
+        return self.wrist if self.wrist is not None and role == "wrist" else self.vision
 
 
 def parse_policy(values: dict[str, Any], where: str = "policy.json") -> PolicyConfig:
@@ -57,19 +59,23 @@ def parse_policy(values: dict[str, Any], where: str = "policy.json") -> PolicyCo
 class VLAPolicy(Policy):
     def __init__(self, config: PolicyConfig, contract: Contract, vocabulary: int) -> None:
         super().__init__()
-        window, robot, size = contract.window, contract.embodiment, contract.image_size
-        self.cameras, self.chunk, self.action_dim = contract.cameras, window.chunk, len(robot.action)
+        window, size = contract.window, contract.image_size
+        self.cameras, self.chunk, self.action_dim = contract.cameras, window.chunk, contract.action_dim
         self.sees_past_actions, self.residual = window.past_actions, config.residual
         if self.residual and not self.sees_past_actions:
             raise UsageError("a residual policy counts from the last action: set data.window.past_actions, or policy.residual to false")
+        if self.residual and contract.actions is not None:
+            raise UsageError("relative actions count from the state already: set policy.residual to false, or leave data.actions out")
         self.text = config.text.build(vocabulary=vocabulary, text_length=contract.text_length)
-        encoders = {name: config.encoder_of(robot.camera(name)).build(image_size=size, text_dim=self.text.dim) for name in self.cameras}
+        encoders = {name: config.encoder_of(contract.role_of(name)).build(image_size=size, text_dim=self.text.dim) for name in self.cameras}
         self.vision = nn.ModuleDict(encoders)
         self.missing = nn.ParameterDict({name: nn.Parameter(torch.zeros(encoder.out_dim)) for name, encoder in encoders.items()})
         seen = sum(encoder.out_dim for encoder in encoders.values())
-        felt = len(robot.state) + (self.action_dim if self.sees_past_actions else 0)
+        felt = contract.state_dim + (self.action_dim if self.sees_past_actions else 0)
         layers: list[nn.Module] = []
         inputs = window.frames * (seen + felt) + self.text.dim
+        self.robots = nn.Embedding(contract.num_robots, config.robot_dim) if contract.num_robots > 1 else None
+        inputs += config.robot_dim if self.robots is not None else 0
         for _ in range(config.depth):
             layers += [nn.Linear(inputs, config.width), nn.LayerNorm(config.width), nn.GELU(), nn.Dropout(config.dropout)]
             inputs = config.width
@@ -93,7 +99,8 @@ class VLAPolicy(Policy):
             parts.append(batch.past_actions * ~is_pad)
         # what stands before the first frame is a copy of it: it adds nothing, and must not look like a robot at rest
         known = torch.cat([part.to(text.dtype) for part in parts], dim=2) * ~batch.observation_is_pad[:, :, None]
-        pooled = self.trunk(torch.cat([known.flatten(1), text], dim=1))
+        who = [] if self.robots is None else [self.robots(batch.embodiment).to(text.dtype)]
+        pooled = self.trunk(torch.cat([known.flatten(1), text, *who], dim=1))
         is_pad = torch.zeros(len(pooled), 1, dtype=torch.bool, device=pooled.device)
         start = parts[-1][:, -1] if self.residual else None
         return Features(tokens=pooled[:, None], is_pad=is_pad, pooled=pooled, start=start)
