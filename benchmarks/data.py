@@ -61,7 +61,8 @@ def main() -> int:
         sides = {"ours": (Path(sys.executable), HERE / "ours.py"), "peer": (Path(judge.strip()), HERE / "peer.py")}
 
         def start(side: str) -> Process:
-            process = stack.enter_context(Process(*sides[side], work / f"{side}.log", {**QUIET, **caches}))
+            log = work / f"{side}-{len(list(work.glob('*.log')))}.log"
+            process = stack.enter_context(Process(*sides[side], log, {**QUIET, **caches}))
             results["versions"][side] = process.call("setup", threads=1)
             return process
 

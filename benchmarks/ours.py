@@ -29,8 +29,9 @@ from deftly.data.schema import IMAGES
 from deftly.data.source import DataConfig
 from deftly.data.statistics import Accumulator
 from deftly.data.store import FrameStore
+from deftly.data.stored import Frames
 from deftly.data.tokenizer import TextTokenizer
-from deftly.data.windows import Frames, Selection, Windows
+from deftly.data.windows import Selection, Windows
 
 
 class Ours:
@@ -63,20 +64,14 @@ class Ours:
         assert dataset.num_episodes
         return kept
 
-    def store(self, root: str, cache: str, image_size: int, chunk: int, batch_size: int) -> dict[str, float]:
-        """The loader over a frame store; the time and the bytes of building it."""
-        config = DataConfig(
-            path=Path(root),
-            image_size=image_size,
-            window=Window(frames=1, chunk=chunk),
-            batch_size=batch_size,
-            augmentation=OFF,
-            validation_fraction=0,
-        )
+    def prepare(self, root: str, cache: str, image_size: int, chunk: int, batch_size: int, frames: str) -> dict[str, float]:
+        """The loader of a training run whose frames come from a store, or straight from the video; what preparing it took."""
+        values = {"path": root, "image_size": image_size, "batch_size": batch_size, "frames": frames, "validation_fraction": 0}
+        config = DataConfig.parse({**values, "window": {"frames": 1, "chunk": chunk}, "augmentation": OFF.to_dict()}, "benchmark")
         start = time.perf_counter()
         data = config.build(seed=0, device="cpu", executed_steps=1, cache_dir=Path(cache))
         self.loader, self.dataset = data.train, data.dataset
-        return {"seconds": time.perf_counter() - start, "bytes": data.store.num_bytes}
+        return {"seconds": time.perf_counter() - start, "bytes": data.decoded_bytes, "windows": len(data.train)}
 
     def numbers(self, root: str, cache: str, chunk: int, batch_size: int) -> None:
         """A loader of state and action chunks alone."""
@@ -136,15 +131,6 @@ class Ours:
         if out:
             np.savez(out, *found)
         return {"seconds": seconds, "samples": len(windows)}
-
-    def epoch(self, root: str, episodes: int) -> dict[str, float]:
-        """Every frame of every camera of the first episodes, straight from the mp4."""
-        dataset = self._opened(root)
-        start = time.perf_counter()
-        for camera in dataset.cameras:
-            for episode in range(episodes):
-                dataset.frames(episode, camera)
-        return {"seconds": time.perf_counter() - start, "samples": int(dataset.episode_start[episodes])}
 
     def statistics(self, root: str, out: str | None) -> dict[str, float]:
         """From the parquet files to mean, std, min, max and true quantiles of every numeric column."""

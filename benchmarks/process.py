@@ -29,7 +29,7 @@ class Process:
 
     def __init__(self, python: Path, script: Path, log: Path, environment: Mapping[str, str]) -> None:
         self.script, self.log = script, log
-        with open(log, "a") as errors:
+        with open(log, "w") as errors:
             self._process = subprocess.Popen(
                 [str(python), "-u", str(script)],
                 stdin=subprocess.PIPE,
