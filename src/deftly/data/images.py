@@ -16,7 +16,12 @@ from PIL import Image, UnidentifiedImageError
 from deftly.types import DataError
 
 MAX_IMAGE_BYTES = 64 << 20  # of an encoded image
+EIGHT_BITS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # become RGB: grey is repeated, transparency is left out
 MAX_PIXELS = 1 << 25  # 33 million: 7680 x 4320, and no more
+
+
+class ImageTooLarge(DataError):
+    """An image whose header promises more pixels than any camera has; nothing was decoded."""
 
 
 def fit_inside(height: int, width: int, size: int) -> tuple[int, int]:
@@ -58,7 +63,7 @@ def check_image(image: np.ndarray, what: str) -> None:
 
 
 def decode_image(data: bytes | None, height: int, width: int, where: str) -> np.ndarray:
-    """A PNG or JPEG as uint8 [h w 3]; a `DataError` when it is broken or of another size (found out before it is decoded)."""
+    """A PNG or JPEG as uint8 [h w 3]; a `DataError` when it is broken, of another size (found out before it is decoded) or not of 8 bits."""
     if not data:
         raise DataError(f"{where}: the image holds no bytes; images must be embedded in the parquet file")
     try:
@@ -67,6 +72,8 @@ def decode_image(data: bytes | None, height: int, width: int, where: str) -> np.
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 if image.size != (width, height):
                     raise DataError(f"{where}: is {image.size[1]} x {image.size[0]}, expected {height} x {width}")
+                if image.mode not in EIGHT_BITS:  # guard: data.images.mode
+                    raise DataError(f"{where}: has pixels of kind {image.mode!r}, more than 8 bits; store 8-bit images")
                 return np.asarray(image.convert("RGB"))
     except DataError:
         raise
@@ -75,16 +82,18 @@ def decode_image(data: bytes | None, height: int, width: int, where: str) -> np.
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """(height, width) of a PNG or JPEG by its header; a `DataError` when it is neither, or has more than `MAX_PIXELS`."""
+    """(height, width) of a PNG or JPEG by its header; a `DataError` when it is neither, `ImageTooLarge` for more than `MAX_PIXELS`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 width, height = image.size
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        width = height = 1 << 16  # at least some hundred million pixels, and PIL does not say how many
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{where}: is not a PNG or JPEG image ({error})") from None
     if width * height > MAX_PIXELS:  # guard: data.images.pixels
-        raise DataError(f"{where}: {height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
+        raise ImageTooLarge(f"{where}: {height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")
     return height, width
 
 

@@ -17,6 +17,9 @@ FROZEN_S = 2.0  # an episode shorter than this may well show one picture
 
 def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
     """Decode every frame of `episodes`."""
+    bombs = [finding for episode in episodes.tolist() for finding in _too_large(dataset, episode)]
+    if bombs:  # guard: data.check.image_pixels
+        return bombs
     broken: list[Finding] = []
     dull: dict[tuple[str, str], list[int]] = {}
     if not dataset.cameras:
@@ -38,7 +41,20 @@ def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
     return [*broken, *(_dull(camera, sight, found, len(episodes)) for (camera, sight), found in dull.items())]
 
 
-def _look(dataset: Dataset, episode: int, camera: str) -> str | None:
+def _too_large(dataset: Dataset, episode: int) -> list[Finding]:
+    """Embedded images whose header promises more pixels than any camera has: nothing is decoded for it."""
+    found = []
+    for camera, key in dataset.info.cameras().items():
+        if dataset.features[key].dtype != "image":
+            continue
+        path = dataset.data_path(episode)
+        for frame, value in enumerate(rows_of_episode(path, episode, [key]).column(key)):
+            content = (value.as_py() or {}).get("bytes") or b""
+            with contextlib.suppress(DataError):  # what is no image at all is found by decoding
+                height, width = image_size(content, "")
+                if height * width <= MAX_PIXELS:
+                    continue
+: Dataset, episode: int, camera: str) -> str | None:
     """Decode one episode: `dark` when it is black throughout, `frozen` when a long one shows one picture, None when it is fine."""
     length = int(dataset.episode_length[episode])
     brightest, frozen, first = 0, length >= FROZEN_S * dataset.fps, None
