@@ -5,6 +5,8 @@ What holds for every one of them: no exception but a one-line `DataError`, done 
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,13 +15,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
-from damage import EPISODES, LENGTH, META, TASKS, change, cut, data, edit, edit_info, put, set_column, video, write_six
+from damage import EPISODES, LENGTH, META, TASKS, change, corrupt, cut, data, edit, edit_info, put, set_column, video, write_six
 from deftly import storage
 from deftly.cli.main import main as deftly
+from deftly.data import files
 from deftly.data.check.findings import CheckConfig, Finding, Report
 from deftly.data.check.run import check
+from deftly.data.writer import DatasetWriter
 from guards import guards
+from recordings import episode, png
+from small_data import robot as small_robot
 
 BUDGET = 0.5
 
@@ -90,6 +97,12 @@ def test_d1_truncated_video(root: Path, share: float):
 def test_d2_video_of_no_bytes(root: Path):
     (root / video(4, "wrist")).write_bytes(b"")
     assert left_out(root, [4], "broken_video").field == "observation.images.wrist"
+
+
+def test_d3_frames_of_noise(root: Path):
+    corrupt(root / video(2), slice(4, 6))
+    assert judged(root).quarantined.tolist() == []  # nothing but decoding can tell
+    assert left_out(root, [2], "broken_frame", full=True).field == "head"
 
 
 def test_d4_table_without_footer(root: Path):
@@ -166,6 +179,7 @@ def test_d10_recordings_collapsed_into_one_episode(tmp_path: Path):
     assert refused(root, "20 recordings are stored as one episode").episode == 0
 
 
+@guards("data.check.not_finite")
 def test_d11_action_that_is_not_a_number(root: Path):
     change(root, 2, "action", put(7, [0.0, float("nan"), 0.0, 0.0]))
     finding = left_out(root, [2], "not_finite")
@@ -221,11 +235,13 @@ def test_d18_videos_of_another_rate(root: Path, original: Path):
     refused(root, "the videos run at 9 frames per second, info.json says 10")
 
 
+@guards("data.check.time_jitter")
 def test_d19_jitter_of_one_frame(root: Path):
     change(root, 1, "timestamp", put(6, 0.63))
     assert left_out(root, [1], "time_jitter").frame == 6
 
 
+@guards("data.check.time_order")
 def test_d20_time_that_goes_back(root: Path):
     change(root, 1, "timestamp", lambda values: [*values[:6], *values[3:9]])
     assert left_out(root, [1], "time_order").frame == 6
@@ -277,37 +293,50 @@ def rewrite(root: Path, original: Path, episode: int, times: np.ndarray) -> None
 
 @guards("data.check.empty_instruction")
 def test_d23_empty_instruction(root: Path):
-    rename_task(root, " ")
+    rename_task(root, b" ")
     assert refused(root, "the instruction is empty").code == "empty_instruction"
     assert judged(root, allow_empty_instruction=True).refusal is None
 
 
-@pytest.mark.parametrize("text", ["pick up\0 the cup", "x" * 1_000_000])
-def test_d24_instruction_that_is_no_text(root: Path, text: str):
+@guards("data.check.instruction_bytes")
+@pytest.mark.parametrize("text", [b"pick up\0 the cup", b"pick up the \xff\xfe cup"])
+def test_d24_instruction_that_is_no_text(root: Path, text: bytes):
     rename_task(root, text)
-    report = judged(root)
-    assert report.quarantined.tolist() == [1, 4]
+    left_out(root, [1, 4], "instruction_bytes")
+
+
+@guards("data.check.instruction_length")
+def test_d24_instruction_of_a_megabyte(root: Path):
+    rename_task(root, b"x" * 1_000_000)
+    left_out(root, [1, 4], "instruction_length")
 
 
 def test_d24_any_script_is_text(root: Path):
-    rename_task(root, "ארוז את הכוס 🥤 \u202eplease")
+    rename_task(root, "ארוז את הכוס 🥤 \u202eplease".encode())
     assert [finding for finding in judged(root).findings if finding.verdict != "note"] == []
 
 
-def rename_task(root: Path, text: str) -> None:
-    """The instruction of episodes 1 and 4."""
-    edit(
-        root / TASKS,
-        lambda table: set_column(table, "task", [table.column("task").to_pylist()[0], text, table.column("task").to_pylist()[2]]),
-    )
+def rename_task(root: Path, text: bytes) -> None:
+    """Replace the instruction of episodes 1 and 4, by bytes that need not be text."""
+
+    def rename(table: pa.Table) -> pa.Table:
+        texts = [value.encode() for value in table.column("task").to_pylist()]
+        texts[1] = text
+        buffers = pa.array(texts, pa.binary()).buffers()
+        column = pa.Array.from_buffers(pa.string(), len(texts), buffers)  # not checked for UTF-8
+        return table.set_column(table.schema.get_field_index("task"), "task", column)
+
+    edit(root / TASKS, rename)
 
 
+@guards("data.check.unknown_task")
 def test_d25_unknown_task(root: Path):
     change(root, 4, "task_index", put(3, 99))
     finding = left_out(root, [4], "unknown_task")
     assert (finding.frame, finding.message) == (3, "is 99, there are 3 tasks")
 
 
+@guards("data.check.empty_episode")
 def test_d27_episode_without_frames(root: Path):
     edit(root / data(5), lambda table: table.slice(0, 0))
 
@@ -318,6 +347,62 @@ def test_d27_episode_without_frames(root: Path):
     edit(root / META, shorten)
     edit_info(root, total_frames=LENGTH * 5)
     left_out(root, [5], "empty_episode")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Six episodes of one camera whose frames are PNG files in the tables."""
+    robot = small_robot().replace(cameras=(small_robot().cameras[0],))
+    with pytest.MonkeyPatch.context() as patch, DatasetWriter(tmp_path / "data", robot, images={"head": "image"}) as writer:
+        patch.setattr(files, "DATA_FILE_MB", 0)
+        for number in range(EPISODES):
+            item = episode(number, LENGTH)
+            encoded = [png(pixels) for pixels in item.images["head"]]  # type: ignore[union-attr]
+            writer.add(dataclasses.replace(item, images={"head": encoded}, extra_frame={}))
+        writer.finish()
+    return tmp_path / "data"
+
+
+def replace_image(root: Path, frame: int, image: Image.Image) -> None:
+    """Another picture in episode 2."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    change(root, 2, "observation.images.head", put(frame, {"bytes": buffer.getvalue(), "path": None}))
+
+
+def test_d28_image_of_another_shape(pictures: Path):
+    replace_image(pictures, 5, Image.new("RGB", (32, 16)))
+    assert "frame 5: is 16 x 32, expected 32 x 32" in left_out(pictures, [2], "broken_frame", full=True).message
+
+
+def test_d28_the_order_of_axes_is_declared_and_never_guessed(pictures: Path):
+    info = storage.read_json(pictures / "meta/info.json")
+    feature = info["features"]["observation.images.head"]
+    for shape, names in (([3, 32, 32], ["channels", "height", "width"]), ([32, 32, 3], ["height", "width", "channels"])):
+        edit_info(pictures, features={**info["features"], "observation.images.head": {**feature, "shape": shape, "names": names}})
+        assert judged(pictures, full=True).refusal is None
+    edit_info(pictures, features={**info["features"], "observation.images.head": {**feature, "shape": [3, 32, 32], "names": None}})
+    (pictures / "meta/deftly.json").unlink()
+    assert judged(pictures, full=True).refusal is not None
+
+
+@guards("data.check.image_pixels", "data.images.pixels")
+def test_d29_an_enormous_image_is_refused_unread(pictures: Path):
+    replace_image(pictures, 5, Image.new("L", (8192, 8192)))
+    report = judged(pictures, full=True)
+    assert [(item.code, item.episode, item.frame) for item in report.of("refuse")] == [("image_too_large", 2, 5)]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P"])
+def test_d30_grey_and_transparent_images_are_converted(pictures: Path, mode: str):
+    replace_image(pictures, 5, Image.new("RGB", (32, 32), (9, 200, 9)).convert(mode))
+    assert judged(pictures, full=True).quarantined.tolist() == []
+
+
+@guards("data.images.mode")
+def test_d30_sixteen_bits_are_not_cut_to_eight(pictures: Path):
+    replace_image(pictures, 5, Image.fromarray(np.full((32, 32), 1000, np.uint16)))
+    assert "more than 8 bits" in left_out(pictures, [2], "broken_frame", full=True).message
 
 
 @guards("data.check.vector_size")

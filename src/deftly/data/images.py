@@ -63,7 +63,7 @@ def check_image(image: np.ndarray, what: str) -> None:
 
 
 def decode_image(data: bytes | None, height: int, width: int, where: str) -> np.ndarray:
-    """A PNG or JPEG as uint8 [h w 3]; a `DataError` when it is broken, of another size (found out before it is decoded) or not of 8 bits."""
+    """A PNG or JPEG as uint8 [h w 3]; a `DataError` when it is broken, of another size (known before it is decoded) or not of 8 bits."""
     if not data:
         raise DataError(f"{where}: the image holds no bytes; images must be embedded in the parquet file")
     try:

@@ -19,13 +19,20 @@ def check_language(rows: Rows, dataset: Dataset, config: CheckConfig) -> list[Fi
         return []
     task = rows.columns["task_index"]
     found = []
-    for episode, frame, row in rows.first((task < 0) | (task >= len(dataset.tasks))):
-        message = f"is {task[row]}, there are {len(dataset.tasks)} tasks"
-        found.append(
+    strange = (task < 0) | (task >= len(dataset.tasks))
+    if strange.any():  # guard: data.check.unknown_task
+        found += [
             Finding(
-                code="unknown_task", verdict="quarantine", episode=episode, frame=frame, field="task_index", message=message, remedy=REPAIR
+                code="unknown_task",
+                verdict="quarantine",
+                episode=episode,
+                frame=frame,
+                field="task_index",
+                message=f"is {task[row]}, there are {len(dataset.tasks)} tasks",
+                remedy=REPAIR,
             )
-        )
+            for episode, frame, row in rows.first(strange)
+        ]
     for number, text in enumerate(dataset.tasks):
         found += _check_text(rows, task == number, text, config)
     return [*found, *_deaf(rows, dataset, task)]
@@ -41,9 +48,9 @@ def _check_text(rows: Rows, mask: np.ndarray, text: str, config: CheckConfig) ->
             for episode, _, _ in rows.first(mask)
         ][:1]
     problem = None
-    if BROKEN in text or "\0" in text:
+    if BROKEN in text or "\0" in text:  # guard: data.check.instruction_bytes
         problem = "instruction_bytes", f"the instruction {text[:40]!r} holds bytes that are not text"
-    elif len(text) > MAX_SENTENCE:
+    elif len(text) > MAX_SENTENCE:  # guard: data.check.instruction_length
         problem = "instruction_length", f"the instruction has {len(text)} characters, more than {MAX_SENTENCE}"
     if problem is None:
         return []

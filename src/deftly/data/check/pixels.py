@@ -7,6 +7,8 @@ import numpy as np
 from deftly.data.check.findings import Finding
 from deftly.data.check.rows import REPAIR
 from deftly.data.dataset import Dataset
+from deftly.data.images import ImageTooLarge, image_size
+from deftly.data.rows import rows_of_episode
 from deftly.progress import Progress
 from deftly.types import DataError
 
@@ -30,10 +32,7 @@ def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
                 try:
                     sight = _look(dataset, episode, camera)
                 except DataError as error:
-                    message = str(error).removeprefix(f"{dataset.root}/")
-                    broken.append(
-                        Finding(code="broken_frame", verdict="quarantine", episode=episode, field=camera, message=message, remedy=REPAIR)
-                    )
+                    broken.append(_broken(dataset, episode, camera, error))
                 else:
                     if sight is not None:
                         dull.setdefault((camera, sight), []).append(episode)
@@ -42,19 +41,23 @@ def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
 
 
 def _too_large(dataset: Dataset, episode: int) -> list[Finding]:
-    """Embedded images whose header promises more pixels than any camera has: nothing is decoded for it."""
+    """Embedded images whose header promises more pixels than any camera has."""
     found = []
-    for camera, key in dataset.info.cameras().items():
-        if dataset.features[key].dtype != "image":
-            continue
-        path = dataset.data_path(episode)
+    path = dataset.data_path(episode)
+    file = path.relative_to(dataset.root).as_posix()
+    for key in [key for key in dataset.info.cameras().values() if dataset.features[key].dtype == "image"]:
         for frame, value in enumerate(rows_of_episode(path, episode, [key]).column(key)):
-            content = (value.as_py() or {}).get("bytes") or b""
-            with contextlib.suppress(DataError):  # what is no image at all is found by decoding
-                height, width = image_size(content, "")
-                if height * width <= MAX_PIXELS:
-                    continue
-: Dataset, episode: int, camera: str) -> str | None:
+            try:
+                image_size((value.as_py() or {}).get("bytes") or b"", "the image")
+            except ImageTooLarge as error:
+                place = {"file": file, "episode": episode, "frame": frame, "field": key}
+                found.append(Finding(code="image_too_large", verdict="refuse", message=str(error), **place))
+            except DataError:
+                continue  # what is no image at all is found by decoding
+    return found
+
+
+def _look(dataset: Dataset, episode: int, camera: str) -> str | None:
     """Decode one episode: `dark` when it is black throughout, `frozen` when a long one shows one picture, None when it is fine."""
     length = int(dataset.episode_length[episode])
     brightest, frozen, first = 0, length >= FROZEN_S * dataset.fps, None
@@ -64,6 +67,11 @@ def _too_large(dataset: Dataset, episode: int) -> list[Finding]:
         first = frames[0] if first is None else first
         frozen = frozen and bool((frames == first).all())
     return "dark" if brightest <= DARK else "frozen" if frozen else None
+
+
+def _broken(dataset: Dataset, episode: int, camera: str, error: DataError) -> Finding:
+    message = str(error).replace(f"{dataset.root}/", "")
+    return Finding(code="broken_frame", verdict="quarantine", episode=episode, field=camera, message=message, remedy=REPAIR)
 
 
 def _dull(camera: str, sight: str, episodes: list[int], total: int) -> Finding:

@@ -50,10 +50,11 @@ def check_rows(dataset: Dataset, config: CheckConfig) -> tuple[Rows, list[Findin
     """Read every data file; returns what could be read, and what could not."""
     findings: list[Finding] = []
     lengths = dataset.episode_length
-    findings += [
-        Finding(code="empty_episode", verdict="quarantine", episode=int(e), message="holds no frames", remedy=REPAIR)
-        for e in np.flatnonzero(lengths <= 0)
-    ]
+    if (lengths <= 0).any():  # guard: data.check.empty_episode
+        findings += [
+            Finding(code="empty_episode", verdict="quarantine", episode=int(e), message="holds no frames", remedy=REPAIR)
+            for e in np.flatnonzero(lengths <= 0)
+        ]
     parts: list[Rows] = []
     for path, episodes in files_of(dataset).items():
         file = path.relative_to(dataset.root).as_posix()

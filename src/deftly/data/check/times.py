@@ -75,10 +75,18 @@ def _off_grid(rows: Rows, times: np.ndarray, frame: np.ndarray, fps: float) -> l
     tolerance = TOLERANCE_S + 2 * np.spacing(np.abs(expected).astype(np.float32))  # the column is float32
     wrong = ~(np.abs(times - expected) <= tolerance)  # also where it is not a number
     backwards = _steps(rows, times) <= 0
+    found: list[Finding] = []
+    if wrong.any():  # guard: data.check.time_jitter
+        found += _describe(rows, times, expected, wrong, backwards)
+    return found
+
+
+def _describe(rows: Rows, times: np.ndarray, expected: np.ndarray, wrong: np.ndarray, backwards: np.ndarray) -> list[Finding]:
+    """One finding for each episode in which a row is `wrong`."""
     found = []
     for episode, at, row in rows.first(wrong):
         part = _range(rows, episode)
-        if backwards[part].any():
+        if backwards[part].any():  # guard: data.check.time_order
             at = int(np.flatnonzero(backwards[part])[0])
             message = f"time does not move forward: {times[part][at]:.4f} s after {times[part][at - 1]:.4f} s"
             code = "time_order"

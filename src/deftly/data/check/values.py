@@ -32,7 +32,8 @@ def check_values(rows: Rows, dataset: Dataset) -> list[Finding]:
     for name, (values, labels) in features.items():
         bad = np.asarray(~np.isfinite(values).all(1))
         finite &= ~bad
-        found += _not_finite(rows, name, values, labels, bad)
+        if bad.any():  # guard: data.check.not_finite
+            found += _not_finite(rows, name, values, labels, bad)
     for name, (values, labels) in features.items():
         if finite.any():
             found += _spread(rows, name, values, labels, finite)

@@ -70,7 +70,7 @@ def _check_file(
         remedy = "copy it again, or leave its episodes out with allow_missing_files (`data check --allow-missing-files`)"
         message = f"the video of episode {episodes[0]}" + (f" and {len(episodes) - 1} more" if len(episodes) > 1 else "") + " is missing"
         return [Finding(code="missing_file", verdict="refuse", file=file, field=key, message=message, remedy=remedy)]
-    if times is None or isinstance(times, DataError):
+    if not isinstance(times, np.ndarray):
         reason = "the file is missing" if times is None else str(times).removeprefix(f"{path}: ")
         code = "missing_file" if times is None else "broken_video"
         return [
