@@ -25,7 +25,8 @@ from deftly.data.check.findings import CheckConfig, Finding, Report
 from deftly.data.check.run import check
 from deftly.data.writer import DatasetWriter
 from guards import guards
-from recordings import episode, png
+from recordings import episode as recorded
+from recordings import png
 from small_data import robot as small_robot
 
 BUDGET = 0.5
@@ -356,7 +357,7 @@ def pictures(tmp_path: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch, DatasetWriter(tmp_path / "data", robot, images={"head": "image"}) as writer:
         patch.setattr(files, "DATA_FILE_MB", 0)
         for number in range(EPISODES):
-            item = episode(number, LENGTH)
+            item = recorded(number, LENGTH)
             encoded = [png(pixels) for pixels in item.images["head"]]  # type: ignore[union-attr]
             writer.add(dataclasses.replace(item, images={"head": encoded}, extra_frame={}))
         writer.finish()

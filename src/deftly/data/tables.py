@@ -108,12 +108,19 @@ def read_tasks(path: Path) -> tuple[str, ...]:
     name = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if name is None or "task_index" not in table.column_names:
         raise DataError(f"{path}: needs the columns task and task_index, it has {', '.join(table.column_names)}")
-    indices, texts = to_numpy(table.column("task_index"), f"{path}: task_index"), table.column(name).to_pylist()
+    indices, texts = to_numpy(table.column("task_index"), f"{path}: task_index"), _texts(table.column(name))
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{path}: a task is not text")
     if sorted(indices.tolist()) != list(range(len(texts))) or len(set(texts)) != len(texts):
         raise DataError(f"{path}: task_index must run from 0 without gaps, and every task must occur once")
     return tuple(texts[i] for i in np.argsort(indices))
+
+
+def _texts(column: pa.ChunkedArray) -> list[Any]:
+    """Strings; bytes that are no UTF-8 become U+FFFD, by which a check knows them."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column.to_pylist()
+    return [None if value is None else value.decode("utf-8", "replace") for value in column.cast(pa.large_binary()).to_pylist()]
 
 
 class EpisodeColumns:
