@@ -29,6 +29,7 @@ _FILLER = frozenset(
     (
         *("a", "an", "the", "up", "of", "off", "from", "on", "table", "please", "could", "can", "would", "will", "you", "me", "for", "to"),
         *("it", "now", "carefully", "gently", "robot", "hey", "and", "just", "that", "this", "there", "is", "with", "your", "gripper"),
+        *("i", "want", "need", "like", "task", "go", "ahead", "should"),  # "i want you to", "your task is to", "go ahead and"
     )
 )
 MAX_SENTENCE = 400  # characters; instructions come from users and from the network
