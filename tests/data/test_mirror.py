@@ -2,10 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from deftly.cli import data as command
 from deftly.contract import Camera, Embodiment, Mirror, Vector
-from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
+from deftly.data.dataset import Dataset
+from deftly.data.mirror import draw_mirrored, mirror_action, mirror_by_names, mirror_state
 from deftly.sim import robot
 from deftly.types import UsageError
+from small_data import robot as toy
+from small_data import write_dataset
 
 PAIR = Mirror(
     state_order=(1, 0, 2), state_sign=(-1, -1, 1), action_order=(0, 1), action_sign=(1, -1), cameras={"left": "right", "right": "left"}
@@ -82,3 +86,43 @@ def test_the_tabletop_robot_declares_its_mirror_for_any_choice_of_cameras():
         flipped = [name for name, sign in zip(body.state.names, body.mirror.state_sign, strict=True) if sign < 0]
         assert flipped == ["base_yaw", "forearm_roll", "tool_roll", "tip_y"]
         assert body.mirror.action_sign == (1, -1, 1, 1)
+
+
+def humanoid(**changes: object) -> Embodiment:
+    joints = ("kLeftPitch", "kLeftRoll", "kRightPitch", "kRightRoll", "waist_yaw")
+    vector = Vector(names=joints, units=("rad",) * 5)
+    return two_handed(**{"state": vector, "action": vector, "mirror": None, **changes})
+
+
+def test_a_mirror_is_declared_by_names():
+    mirror = mirror_by_names(humanoid(), ("*Roll", "waist_yaw"))
+    assert mirror.state_order == mirror.action_order == (2, 3, 0, 1, 4)
+    assert mirror.state_sign == (1, -1, 1, -1, -1)
+    assert mirror.cameras == {"left": "right", "right": "left"}
+    upper = Vector(names=("LEFT_X", "RIGHT_X", "Left", "Right", "leftmost"), units=("",) * 5)
+    with pytest.raises(UsageError, match="state 'leftmost' has no partner 'rightmost'"):
+        mirror_by_names(humanoid(state=upper), ())
+
+
+def test_what_is_not_there_is_named():
+    with pytest.raises(UsageError, match=r"'\*Rol' fits no dimension of 'two-handed'; did you mean 'kLeftRoll'"):
+        mirror_by_names(humanoid(), ("*Rol",))
+    with pytest.raises(UsageError, match="camera 'left' has no partner 'right'"):
+        mirror_by_names(humanoid(cameras=(Camera(name="left", height=8, width=8),)), ())
+
+
+def test_a_declared_mirror_stays_with_the_dataset(tmp_path, capsys):
+    root = write_dataset(tmp_path / "data", embodiment=toy())
+    before = Dataset.open(root)
+    command.main(["mirror", str(root), "joint_0", "target_?"])
+    assert "state  joint_0 = -joint_0" in capsys.readouterr().out
+    after = Dataset.open(root)
+    assert after.embodiment.mirror is not None
+    assert after.embodiment.mirror.state_sign == (-1, 1, 1, 1, 1)
+    assert after.embodiment.mirror.action_sign == (-1, -1, -1, -1)
+    assert after.embodiment.replace(mirror=None) == before.embodiment
+    assert after.hash != before.hash, "training on it is another training"
+    assert np.array_equal(after.state, before.state)
+    with pytest.raises(UsageError, match="fits no dimension"):
+        command.main(["mirror", str(root), "elbow"])
+    assert Dataset.open(root).embodiment == after.embodiment

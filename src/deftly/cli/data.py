@@ -18,6 +18,7 @@ COMMANDS = {
     "check": "find what is broken or cannot be learned from; exit 65 when it must not be trained on",
     "show": "print what a dataset holds; --out writes a contact sheet",
     "preview": "write a picture of what training would show of a dataset",
+    "mirror": "declare which dimensions are left, right and sideways, so that training may mirror samples",
 }
 
 
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> None:
             "check": check,
             "show": show,
             "preview": preview,
+            "mirror": mirror,
         }[name]
         tyro.cli(command, args=rest, prog=f"deftly data {name}", description=COMMANDS[name])
     else:
@@ -238,3 +240,17 @@ def preview(
     )
     sheet.save(out, format="PNG")
     print("\n".join([f"preview: {out}", *(f"  {note}" for note in notes if augment)]))
+
+
+def mirror(directory: Annotated[Path, tyro.conf.Positional], lateral: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:
+    """Declare what a robot's left-right mirror image is, and write it into the dataset. Dimensions and cameras called left and right
+    change places. Check the result with `deftly data preview DIR --augment`.
+
+    Args:
+        directory: Folder of the dataset.
+        lateral: Names of the dimensions that change sign, sideways positions, roll and yaw; '*Roll' means every name that ends in it.
+    """
+    from deftly.data.mirror import declare, describe
+
+    robot = declare(directory, lateral)
+    print("\n".join([f"{directory}: mirrored, {robot.name} is", *describe(robot)]))

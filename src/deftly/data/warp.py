@@ -107,13 +107,14 @@ def warp(
     result = np.empty((*rows.shape, size, size, 3), np.uint8)
     boxes, flipped, is_box = _as_boxes(maps, size, frames.shape[1])
     for i in np.flatnonzero(is_box):
-        (left, top, width, height), flip = boxes[i].tolist(), flipped[i]
+        left, top, width, height = boxes[i].tolist()
         if width == height == size:
             for target, row in zip(result[i], rows[i].tolist(), strict=True):
-                copy_shifted(frames[row], target[:, ::-1] if flip else target, top, left)
+                copy_shifted(frames[row], target, top, left)
         else:
-            cut = np.stack([frames[row, top : top + height, left : left + width] for row in rows[i].tolist()])
-            result[i] = shrink(cut, size)[:, :, ::-1] if flip else shrink(cut, size)
+            result[i] = shrink(np.stack([frames[row, top : top + height, left : left + width] for row in rows[i].tolist()]), size)
+        if flipped[i]:  # by torch: numpy copies pixels that stand in reverse one byte at a time
+            result[i] = torch.from_numpy(result[i]).flip(2).numpy()
     others = np.flatnonzero(~is_box)
     for start in range(0, len(others), CHUNK):
         part = others[start : start + CHUNK]
@@ -182,10 +183,11 @@ def _bilinear(
 ) -> UInt8[np.ndarray, "b t {size} {size} 3"]:
     """Bilinear samples at the places that the maps name, coordinates clamped to the frame."""
     count, frames, stored = images.shape[:3]
-    planes = torch.from_numpy(images).permute(0, 1, 4, 2, 3).reshape(count, frames * 3, stored, stored).float()
+    planes = torch.from_numpy(images).flatten(0, 1).float().permute(0, 3, 1, 2)
     x = torch.arange(size, dtype=torch.float32)
     m = torch.from_numpy(maps)[:, :, :, None, None]
     places = m[:, :, 0] * x[None, :] + m[:, :, 1] * x[:, None] + m[:, :, 2]  # [b 2 y x]
-    grid = ((places + 0.5) * (2 / stored) - 1).permute(0, 2, 3, 1)
+    grid = ((places + 0.5) * (2 / stored) - 1).permute(0, 2, 3, 1).repeat_interleave(frames, 0)
     sampled = F.grid_sample(planes, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.round_().to(torch.uint8).view(count, frames, 3, size, size).permute(0, 1, 3, 4, 2).numpy()
+    channels = sampled.round_().to(torch.uint8).unbind(1)
+    return torch.stack(channels, dim=-1).view(count, frames, size, size, 3).numpy()
