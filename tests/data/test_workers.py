@@ -1,5 +1,11 @@
 import itertools
+import json
+import multiprocessing
+import os
 import pickle
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +38,37 @@ def test_stopped_workers_go_on_where_they_were():
     workers.close()
     assert int(workers.next()["square"]) == 4
     workers.close()
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_leave_with_a_killed_parent():
+    read, write = os.pipe()
+    trainer = os.fork()
+    if trainer == 0:
+        workers = Workers(Squares(), 10, 1, 2)
+        workers.next()
+        os.write(write, json.dumps([child.pid for child in multiprocessing.active_children()]).encode())
+        time.sleep(60)
+        os._exit(0)
+    started = json.loads(os.read(read, 100))
+    assert len(started) == 2
+    assert all(map(is_alive, started))
+    os.kill(trainer, signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    for _ in range(200):
+        if not any(map(is_alive, started)):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("workers outlived their trainer")
+    os.close(read)
+    os.close(write)
 
 
 def test_jobs_go_on_for_ever():

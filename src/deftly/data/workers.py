@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -13,6 +16,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from deftly.types import DataError, UsageError
+
+PARENT_CHECK_S = 1.0
 
 
 class WorkerError(RuntimeError):
@@ -68,6 +73,7 @@ class Workers:
             num_workers=self.count,
             collate_fn=_same,
             generator=torch.Generator(),
+            worker_init_fn=functools.partial(_leave_with_parent, os.getpid()),
         )
         with _own_child_handler():
             return iter(loader)
@@ -102,6 +108,17 @@ class Answers(TorchDataset):
             return self.source[job]
         except UsageError as error:
             return Refusal(error)
+
+
+def _leave_with_parent(parent: int, worker: int) -> None:
+    """A killed trainer cannot stop its workers. torch's own watch sleeps while a worker waits for a lock that died with the trainer."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _same(batch: Any) -> Any:
