@@ -34,6 +34,7 @@ HEAVY = {
     "av": ("data/containers.py", "data/cut.py", "data/video.py", "evaluation/videos.py"),
     "pyarrow": ("data/",),
     "h5py": ("data/importers/hdf5.py",),
+    "huggingface_hub": ("data/pull.py",),
     "matplotlib": ("cli/play.py",),
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

@@ -13,6 +13,7 @@ from deftly.types import UsageError
 
 COMMANDS = {
     "generate": "make demonstrations in the simulator",
+    "pull": "fetch a LeRobot dataset from the Hugging Face hub, one commit of it, every file checked",
     "import": "turn RLDS, HDF5, LeRobot v2.1 or a folder of images into LeRobot v3.0",
     "export": "write LeRobot v2.1 with GR00T's modality.json, for readers that know no v3.0",
     "check": "find what is broken or cannot be learned from; exit 65 when it must not be trained on",
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> None:
     elif name in COMMANDS:
         command = {
             "generate": generate,
+            "pull": pull,
             "import": import_,
             "export": export,
             "check": check,
@@ -67,6 +69,20 @@ def generate(*, episodes: int, out: Path, workers: int = 0, seed: int = 0, image
     else:
         rate = "nothing was left to make"
     print(f"{out}: {report['episodes']} episodes ({rate})")
+
+
+def pull(repo: Annotated[str, tyro.conf.Positional], target: Annotated[Path, tyro.conf.Positional], *, revision: str | None = None) -> None:
+    """Fetch a LeRobot dataset from the Hugging Face hub. Interrupted, the same command goes on, with the same commit.
+
+    Args:
+        repo: Its name, as in lerobot/pusht. HF_ENDPOINT names another hub.
+        target: Folder of the new dataset; it must not exist.
+        revision: Branch, tag or commit; the main branch without it. Which commit that was is kept in meta/source.json.
+    """
+    require_extra("huggingface_hub", "hub", "pull")
+    from deftly.data.pull import pull as fetch
+
+    print(f"{target}: " + "\n  ".join(fetch(repo, target, revision=revision).lines()))
 
 
 def import_(
