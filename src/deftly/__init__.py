@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | os.PathLike[str], device: str = "cpu") -> Agent:
+def load(path: str | os.PathLike[str], device: str = "cpu", robot: str | None = None) -> Agent:
     """An agent from a policy directory, a checkpoint, or a run directory (its best checkpoint, else its last).
 
+    A policy of several robots acts for the one named `robot`, by default for the first.
     Raises DataError, in one line, where a file is missing or differs from its recorded sha256.
     """
     from pathlib import Path
 
     from deftly.agent import load as load_agent
 
-    return load_agent(Path(path), device)
+    return load_agent(Path(path), device, robot)

@@ -237,7 +237,8 @@ class Agent:
         old = self._seen
         images, state = self.encoder.images(observation), self.encoder.raw_state(observation)
         # copies: a world may fill the same arrays again at its next step
-        images = {name: image.copy() if image is observation["images"][name] else image for name, image in images.items()}
+        given, recorded = observation["images"], self.contract.recorded_cameras()
+        images = {name: image.copy() if image is given[recorded[name]] else image for name, image in images.items()}
         return Seen(
             images=[*_last(old.images, keep), images],
             state=[*_last(old.state, keep), state.copy()],
