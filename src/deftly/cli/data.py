@@ -17,6 +17,7 @@ COMMANDS = {
     "import": "turn RLDS, HDF5, LeRobot v2.1 or a folder of images into LeRobot v3.0",
     "export": "write LeRobot v2.1 with GR00T's modality.json, for readers that know no v3.0",
     "check": "find what is broken or cannot be learned from; exit 65 when it must not be trained on",
+    "repair": "write a mended copy, without the episodes that cannot be mended",
     "show": "print what a dataset holds; --out writes a contact sheet",
     "preview": "write a picture of what training would show of a dataset",
     "mirror": "declare which dimensions are left, right and sideways, so that training may mirror samples",
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> None:
             "import": import_,
             "export": export,
             "check": check,
+            "repair": repair,
             "show": show,
             "preview": preview,
             "mirror": mirror,
@@ -196,6 +198,18 @@ def check(
     table.show(report)
     if report.refusal is not None:
         raise DataError(f"{directory}: {report.refusal}")
+
+
+def repair(source: Annotated[Path, tyro.conf.Positional], target: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Write a mended copy: what can be mended is, broken episodes are left out and named. The source is only read.
+
+    Args:
+        source: Folder of the dataset.
+        target: Folder of the copy; it must not exist.
+    """
+    from deftly.data.repair import repair as mend
+
+    print(f"{target}: " + "\n  ".join(mend(source, target).lines()))
 
 
 def show(directory: Annotated[Path, tyro.conf.Positional], *, out: Path | None = None) -> None:

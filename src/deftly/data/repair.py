@@ -1,0 +1,230 @@
+"""A mended copy of a dataset: what is sound is taken over, what can be mended is, what cannot is left out and named.
+
+Mended: counts in info.json, gaps in the numbering, rows that occur twice, timestamps, statistics, number types, tables without their end
+(`salvage.py`), recordings that were glued into one episode. An episode whose rows stop early is kept up to there. The result has passed
+the full check. The source is only read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from deftly.data.check.findings import CheckConfig
+from deftly.data.check.rows import files_of
+from deftly.data.check.run import check
+from deftly.data.cut import cut
+from deftly.data.dataset import Dataset
+from deftly.data.files import arrow_schema
+from deftly.data.renumber import mended_metadata
+from deftly.data.salvage import pattern_for, pattern_of, salvage
+from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE
+from deftly.data.tables import read_table, to_numpy
+from deftly.data.thrift import Struct
+from deftly.data.video import VideoClip
+from deftly.data.writer import DatasetWriter, EpisodeData, Images
+from deftly.types import DataError, UsageError
+
+PASSES = 3  # what decoding finds in the copy is left out of the next one
+
+
+@dataclass
+class RepairReport:
+    """What a repair did."""
+
+    episodes: int = 0
+    frames: int = 0
+    mended: list[str] = field(default_factory=list)
+    dropped: dict[int, str] = field(default_factory=dict)  # number in the source -> why
+    left_out: list[str] = field(default_factory=list)  # features that the copy does not have
+
+    def lines(self) -> list[str]:
+        """The report as text, one fact per line."""
+        lines = [f"{self.episodes} episodes, {self.frames} frames in the mended copy", *self.mended]
+        lines += [f"left out episode {episode}: {reason}" for episode, reason in sorted(self.dropped.items())]
+        if self.left_out:
+            lines.append(f"features left out: {', '.join(self.left_out)}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one episode of the source that become an episode of the copy: `table` holds them in order, they begin at frame `first`."""
+
+    episode: int
+    first: int
+    table: pa.Table
+
+
+def repair(source: Path, target: Path) -> RepairReport:
+    """Write a mended copy of `source` to the new folder `target`; a `DataError` when nothing sound is left. Nothing is at `target` then."""
+    source, target = Path(source), Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target}: exists already; choose another folder, or remove it first")
+    work = target.with_name(f".{target.name}.{os.getpid()}.repair")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        mended = mended_metadata(source, work / "source")
+        dataset, dropped = Dataset.open(work / "source"), {}
+        for _ in range(PASSES):
+            copy = _Copy(dataset, work, dict(dropped))
+            copy.report.mended[:0] = mended
+            copy.write()
+            verdict = check(work / "copy", CheckConfig(full=True, budget=1.0))
+            broken = verdict.of("quarantine")
+            if not broken:
+                break
+            for finding in broken:
+                dropped[copy.origin[finding.episode or 0]] = finding.line()
+        if verdict.refusal is not None or broken:
+            raise DataError(f"{source}: cannot be mended: {verdict.refusal or broken[0].line()}")
+        copy.report.dropped |= dropped
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            target.rmdir()
+        os.replace(work / "copy", target)
+        return copy.report
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Copy:
+    """One attempt at the copy."""
+
+    def __init__(self, dataset: Dataset, work: Path, dropped: dict[int, str]) -> None:
+        self.dataset, self.work = dataset, work
+        self.report = RepairReport(dropped=dropped)
+        self.origin: list[int] = []  # of each episode of the copy
+        self.names = [name for name, item in dataset.features.items() if item.dtype != "video" and self._can_keep(name)]
+        self.extra = {
+            name: item.names if item.names and len(item.names) == item.shape[0] else tuple(f"{name}_{i}" for i in range(item.shape[0]))
+            for name, item in dataset.features.items()
+            if name in self.names and not item.is_camera and name not in (STATE, ACTION, *DEFAULT_FEATURES)
+        }
+        self.report.left_out = [name for name, item in dataset.features.items() if item.dtype != "video" and name not in self.names]
+        self.more = {name: dataset.extra(name) for name in dataset.extra_names}
+
+    def _can_keep(self, name: str) -> bool:
+        item = self.dataset.features[name]
+        return item.is_camera or (item.is_numeric and len(item.shape) == 1)
+
+    def write(self) -> None:
+        shutil.rmtree(self.work / "copy", ignore_errors=True)
+        images = {camera: self.dataset.features[key].dtype for camera, key in self.dataset.info.cameras().items()}
+        with DatasetWriter(self.work / "copy", self.dataset.embodiment, images=images, extra=self.extra) as writer:  # type: ignore[arg-type]
+            for piece in self._pieces():
+                if piece.episode in self.report.dropped:
+                    continue
+                try:
+                    writer.add(self._episode(piece))
+                    self.origin.append(piece.episode)
+                except DataError as error:
+                    self.report.dropped[piece.episode] = str(error).replace(f"{self.work / 'source'}/", "")
+                finally:
+                    shutil.rmtree(self.work / "clips", ignore_errors=True)
+            if not writer.num_episodes:
+                first = next(iter(self.report.dropped.items()), (0, "it has no episode"))
+                raise DataError(f"{self.dataset.root.parent.name}: nothing sound is left; episode {first[0]}: {first[1]}")
+            self.report.episodes, self.report.frames = writer.num_episodes, writer.num_frames
+            writer.about["repair"] = {"mended": self.report.mended, "dropped": {str(e): why for e, why in self.report.dropped.items()}}
+            writer.finish()
+
+    def _pieces(self) -> Iterator[Piece]:
+        """What is there of every episode, in their order where files keep it."""
+        for path, episodes in files_of(self.dataset).items():
+            table = self._table(path, episodes)
+            if table is None:
+                continue
+            try:
+                numbers, frames = (to_numpy(table.column(name), f"{path.name}: {name}") for name in ("episode_index", "frame_index"))
+                times = to_numpy(table.column("timestamp"), f"{path.name}: timestamp").reshape(-1)
+            except DataError as error:
+                self._drop(episodes, str(error))
+                continue
+            for episode in episodes.tolist():
+                rows = np.flatnonzero(numbers == episode)
+                yield from self._split(episode, rows[np.argsort(frames[rows], kind="stable")], frames, times, table)
+
+    def _split(self, episode: int, rows: np.ndarray, frames: np.ndarray, times: np.ndarray, table: pa.Table) -> Iterator[Piece]:
+        """The unbroken beginning of an episode, cut where time starts again at 0."""
+        once = rows[np.diff(frames[rows], prepend=-1) != 0]
+        whole = int((frames[once] == np.arange(len(once))).cumprod().sum())
+        expected = int(self.dataset.episode_length[episode])
+        if len(once) < len(rows):
+            self.report.mended.append(f"episode {episode}: {len(rows) - len(once)} repeated rows left out")
+        whole = min(whole, expected)
+        if whole < expected and whole:
+            self.report.mended.append(f"episode {episode}: kept up to frame {whole - 1}, the row of frame {whole} is missing")
+        if not whole:
+            self.report.dropped.setdefault(episode, "holds no frames")
+            return
+        time = times[once[:whole]]
+        starts = np.flatnonzero((np.diff(time, prepend=0) < 0) & (np.abs(time) <= 0.5 / self.dataset.fps))
+        starts = starts[np.append(time, np.inf)[starts + 1] > time[starts]]
+        if len(starts):
+            self.report.mended.append(f"episode {episode}: {len(starts) + 1} recordings in it became episodes of their own")
+        elif (np.abs(time - np.arange(whole) / self.dataset.fps) > 1e-3).any():
+            self.report.mended.append(f"episode {episode}: timestamps set to frame / fps")
+        for first, end in itertools.pairwise([0, *starts.tolist(), whole]):
+            yield Piece(episode, first, table.take(once[first:end]))
+
+    def _table(self, path: Path, episodes: np.ndarray) -> pa.Table | None:
+        """The rows of a file, salvaged where it has lost its end; None, and its episodes dropped, where there are none."""
+        try:
+            return read_table(path, self.names)
+        except DataError as error:
+            found = salvage(path, self._pattern()) if path.is_file() else None
+            if found is None or not set(self.names) <= set(found.column_names):
+                self._drop(episodes, str(error).removeprefix(f"{path}: "))
+                return None
+            self.report.mended.append(f"{path.relative_to(self.dataset.root)}: {found.num_rows} rows salvaged from a table without its end")
+            return found.select(self.names)
+
+    def _pattern(self) -> Struct | None:
+        """What the end of a table of this dataset looks like: of a whole one, or as our writer would write it."""
+        for path in self.dataset.data_files():
+            if path.is_file() and (found := pattern_of(path)) is not None:
+                return found
+        return pattern_for(arrow_schema(self.dataset.features))
+
+    def _drop(self, episodes: np.ndarray, reason: str) -> None:
+        for episode in episodes.tolist():
+            self.report.dropped.setdefault(episode, reason)
+
+    def _episode(self, piece: Piece) -> EpisodeData:
+        dataset, length = self.dataset, piece.table.num_rows
+        where = f"episode {piece.episode}"
+        columns = {
+            name: to_numpy(piece.table.column(name), f"{where}: {name}").reshape(length, -1)
+            for name in self.names
+            if not dataset.features[name].is_camera
+        }
+        task = columns["task_index"].reshape(-1)
+        if ((task < 0) | (task >= len(dataset.tasks))).any():
+            raise DataError(f"{where}: its task_index is {int(task.max())}, there are {len(dataset.tasks)} tasks")
+        images: dict[str, Images] = {}
+        for camera, key in dataset.info.cameras().items():
+            if dataset.features[key].dtype == "image":
+                images[camera] = [(value.as_py() or {}).get("bytes") or b"" for value in piece.table.column(key)]
+            else:
+                path, start_s = dataset.video_place(piece.episode, camera)
+                clip = self.work / "clips" / f"{camera}.mp4"
+                cut(path, start_s + piece.first / dataset.fps, round(dataset.fps), length, clip, f"{where}, camera {camera!r}")
+                images[camera] = VideoClip(clip)
+        more: dict[str, Any] = {name: values[piece.episode] for name, values in self.more.items()}
+        return EpisodeData(
+            images=images,
+            state=columns.get(STATE, np.zeros((length, 0), np.float32)),
+            action=columns[ACTION],
+            task=[dataset.tasks[i] for i in task.tolist()],
+            extra_frame={name: columns[name] for name in self.extra},
+            extra_episode={name: value for name, value in more.items() if isinstance(value, int | float | str | bool)},
+        )

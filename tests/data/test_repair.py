@@ -1,0 +1,155 @@
+"""A mended copy holds what was sound, unchanged, and passes the full check."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from damage import LENGTH, META, change, corrupt, cut, data, edit, edit_info, put, video, write_six
+from deftly import storage
+from deftly.cli.data import main
+from deftly.data.check.findings import CheckConfig
+from deftly.data.check.run import check
+from deftly.data.dataset import Dataset
+from deftly.data.files import arrow_schema
+from deftly.data.repair import repair
+from deftly.data.salvage import pattern_for, pattern_of, salvage
+from deftly.types import DataError, UsageError
+from recordings import write
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_six(tmp_path_factory.mktemp("six") / "data")
+
+
+@pytest.fixture
+def root(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / "data"))
+
+
+def mended(root: Path, kept: list[tuple[int, int]], original: Path) -> list[str]:
+    """Repair; the copy must hold exactly the first `length` frames of each episode of `kept`, bit for bit. Returns the report."""
+    before = {path: storage.sha256(path) for path in root.rglob("*") if path.is_file()}
+    report = repair(root, root.parent / "mended")
+    assert {path: storage.sha256(path) for path in root.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in root.parent.iterdir()) == ["data", "mended"]
+    copy, source = Dataset.open(root.parent / "mended"), Dataset.open(original)
+    assert check(copy.root, CheckConfig(full=True)).refusal is None
+    assert copy.episode_length.tolist() == [length for _, length in kept]
+    for number, (episode, length) in enumerate(kept):
+        mine, theirs = int(copy.episode_start[number]), int(source.episode_start[episode])
+        for name in ("action", "observation.state", "note", "timestamp", "frame_index"):
+            assert np.array_equal(copy.column(name)[mine : mine + length], source.column(name)[theirs : theirs + length])
+        assert np.array_equal(copy.frames(number, "wrist"), source.frames(episode, "wrist", np.arange(length)))
+        assert copy.extra("seed")[number] == source.extra("seed")[episode]
+    return report.lines()
+
+
+ALL = [(episode, LENGTH) for episode in range(6)]
+WITHOUT_TWO = [pair for pair in ALL if pair[0] != 2]
+
+MENDABLE: dict[str, tuple[Callable[[Path], None], list[tuple[int, int]], str]] = {
+    "nothing": (lambda root: None, ALL, "6 episodes"),
+    "d1": (lambda root: cut(root / video(2), 0.5), WITHOUT_TWO, "left out episode 2"),
+    "d3": (lambda root: corrupt(root / video(2), slice(4, 6)), WITHOUT_TWO, "left out episode 2"),
+    "d4": (lambda root: cut(root / data(2), 0.95), ALL, "12 rows salvaged"),
+    "d4-rows-too": (lambda root: cut(root / data(2), 0.3), WITHOUT_TWO, "left out episode 2"),
+    "d5": (lambda root: (root / data(2)).unlink(), WITHOUT_TWO, "left out episode 2: missing"),
+    "d6": (lambda root: edit_info(root, total_episodes=8, total_frames=7), ALL, "total_episodes is 6, not 8"),
+    "d6-rows": (lambda root: edit(root / data(2), lambda table: table.slice(0, 9)), [*ALL[:2], (2, 9), *ALL[3:]], "kept up to frame 8"),
+    "d7": (lambda root: edit(root / META, lambda table: table.filter(np.arange(6) != 2)), WITHOUT_TWO, "renumbered 0..4"),
+    "d8": (
+        lambda root: edit(root / data(2), lambda table: table.take([0, 1, 1, *range(2, LENGTH)])),
+        ALL,
+        "1 repeated rows left out",
+    ),
+    "d9": (lambda root: change(root, 2, "index", put(3, 0)), ALL, "6 episodes"),
+    "d11": (lambda root: change(root, 2, "action", put(3, [float("nan")] * 4)), WITHOUT_TWO, "left out episode 2"),
+    "d19": (lambda root: change(root, 2, "timestamp", put(3, 0.33)), ALL, "timestamps set to frame / fps"),
+    "d25": (lambda root: change(root, 2, "task_index", put(3, 9)), WITHOUT_TWO, "its task_index is 9"),
+}
+
+
+@pytest.mark.parametrize("name", MENDABLE)
+def test_what_can_be_mended_is(root: Path, original: Path, name: str):
+    damage, kept, said = MENDABLE[name]
+    damage(root)
+    assert any(said in line for line in mended(root, kept, original))
+
+
+def test_glued_recordings_become_episodes(tmp_path: Path):
+    root = write_six(tmp_path / "data", (30, LENGTH))
+    change(root, 0, "timestamp", lambda _: [i % 10 / 10 for i in range(30)])
+    main(["repair", str(root), str(tmp_path / "mended")])
+    copy, source = Dataset.open(tmp_path / "mended"), Dataset.open(write_six(tmp_path / "again", (30, LENGTH)))
+    assert copy.episode_length.tolist() == [10, 10, 10, LENGTH]
+    assert np.array_equal(copy.action, source.action)
+    assert np.array_equal(copy.frames(1, "head"), source.frames(0, "head", np.arange(10, 20)))
+
+
+def test_statistics_are_made_anew(root: Path):
+    stats = storage.read_json(root / "meta/stats.json")
+    del stats["action"]["q01"]
+    storage.write_json(root / "meta/stats.json", {**stats, "observation.state": {"min": [0.0] * 5}})
+    repair(root, root.parent / "mended")
+    found = storage.read_json(root.parent / "mended/meta/stats.json")
+    assert np.allclose(found["observation.state"]["min"], Dataset.open(root).state.min(0))
+    assert "q01" in found["action"]
+
+
+def test_a_dataset_of_which_nothing_is_left_is_refused(root: Path):
+    for episode in range(6):
+        change(root, episode, "action", put(3, [float("nan")] * 4))
+    with pytest.raises(DataError, match="nothing sound is left"):
+        repair(root, root.parent / "mended")
+    assert sorted(path.name for path in root.parent.iterdir()) == ["data"]
+
+
+def test_nothing_is_overwritten(root: Path):
+    with pytest.raises(UsageError, match="exists already"):
+        repair(root, root)
+
+
+@pytest.mark.parametrize("share", [0.999, 0.9, 0.75, 0.5, 0.25, 0.1, 0.01])
+def test_what_is_salvaged_is_the_beginning(tmp_path: Path, share: float):
+    root = write(tmp_path / "data", (20, 5, 30, 8, 25, 12))
+    path = root / "data/chunk-000/file-000.parquet"
+    whole, pattern = pq.read_table(path), pattern_of(path)
+    assert pattern_of(path) is not None
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    for kind in (pattern, pattern_for(arrow_schema(Dataset.open(root).features))):
+        found = salvage(path, kind)
+        rows = 0 if found is None else found.num_rows
+        ends = [0, 20, 25, 55, 63, 88, 100]
+        assert rows in ends
+        assert found is None or found.equals(whole.slice(0, rows))
+        # a row group of whose bytes everything is there must be found
+        groups = pq.ParquetFile(_with(tmp_path / "whole", content)).metadata
+        closed = [groups.row_group(i) for i in range(6) if _end(groups.row_group(i)) <= int(len(content) * share)]
+        assert rows == sum(group.num_rows for group in closed)
+
+
+def _with(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _end(group: pq.RowGroupMetaData) -> int:
+    column = group.column(group.num_columns - 1)
+    begin = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
+    return begin + column.total_compressed_size
+
+
+def test_noise_is_not_salvaged(tmp_path: Path):
+    pattern = pattern_of(write(tmp_path / "data", (5,)) / "data/chunk-000/file-000.parquet")
+    draw = np.random.default_rng(0)
+    for size in (0, 3, 4, 100, 10_000):
+        noise = _with(tmp_path / "noise.parquet", b"PAR1" + draw.integers(0, 256, size, dtype=np.uint8).tobytes())
+        assert salvage(noise, pattern) is None
