@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from deftly.contract import RelativeActions, Window
+from deftly.contract import Mirror, RelativeActions, Window
 from deftly.data import measure as module
 from deftly.data.actions import features, past_to_relative, to_relative
-from deftly.data.measure import Part, blocks, cached_statistics, check_numbers, measure
+from deftly.data.measure import Part, blocks, cached_statistics, check_numbers, measure, mirrored
+from deftly.data.mirror import mirror_action, mirror_state
 from deftly.types import DataError
 from guards import guards
 from small_data import FakeDataset, everything
@@ -47,6 +48,35 @@ def test_several_datasets_of_a_robot_are_measured_as_one():
     both.state, both.action = np.concatenate([one.state, two.state]), np.concatenate([one.action, two.action])
     assert measure([everything(one), everything(two)], RELATIVE, WINDOW) == measure([everything(both)], RELATIVE, WINDOW)
     assert measure([everything(two), everything(one)], DELTA, WINDOW) == measure([everything(both)], DELTA, WINDOW)
+
+
+MIRROR = Mirror(
+    state_order=(1, 0, 2, 3, 4),
+    state_sign=(-1, -1, 1, 1, -1),
+    action_order=(1, 0, 2, 3),
+    action_sign=(1, 1, -1, 1),
+    cameras={"head": "head"},
+)
+
+
+def test_mirrored_samples_are_measured_as_they_will_be_shown():
+    dataset = FakeDataset()
+    dataset.state[:, 1] *= 1e-3  # the other arm rests
+    twin = FakeDataset()
+    twin.state, twin.action = mirror_state(dataset.state, MIRROR), mirror_action(dataset.action, MIRROR)
+    both = [part(dataset, [0, 2]), mirrored(part(dataset, [0, 2]), MIRROR)]
+    assert measure(both) == measure([part(dataset, [0, 2]), part(twin, [0, 2])])
+    assert measure(both, DELTA, WINDOW) == measure([part(dataset, [0, 2]), part(twin, [0, 2])], DELTA, WINDOW)
+    std = measure(both)["observation.state"]["std"]
+    assert std[0] == pytest.approx(std[1]), "both arms are scaled alike"
+    assert std[1] > 100 * measure(both[:1])["observation.state"]["std"][1], "and the resting one as far as it moves in the mirror"
+
+
+def test_mirrored_statistics_are_kept_apart(tmp_path):
+    whole = everything(FakeDataset())
+    plain = cached_statistics([whole], tmp_path)
+    assert cached_statistics([whole, mirrored(whole, MIRROR)], tmp_path) != plain
+    assert cached_statistics([whole], tmp_path) == plain
 
 
 @pytest.mark.parametrize("relative", [RELATIVE, DELTA], ids=["relative", "delta"])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from deftly.contract import Window
+from deftly.contract import Mirror, Window
+from deftly.data.augment import OFF
 from deftly.data.dataset import Dataset
 from deftly.data.language import LanguageConfig
 from deftly.data.source import DataConfig
@@ -149,3 +150,23 @@ def test_training_straight_from_video_shows_every_window_and_needs_no_store(root
     places = sorted((int(e), int(f)) for batch in seen for e, f in zip(batch.episode, batch.frame, strict=True))
     assert len(set(places)) == len(data.train)
     data.close()
+
+
+def test_a_mirror_changes_what_is_measured_where_the_robot_declares_one(tmp_path):
+    body = robot()
+    values = {"state_order": range(5), "state_sign": (-1, 1, 1, 1, 1), "action_order": range(4), "action_sign": (1, 1, 1, -1)}
+    mirror = Mirror.parse({**values, "cameras": {"head": "head", "wrist": "wrist"}}, "mirror")
+    root = write_dataset(tmp_path / "data", LENGTHS, body.replace(mirror=mirror))
+    data = build(root, augmentation=OFF.replace(mirror=0.5))
+    found = data.statistics["observation.state"]
+    assert found["min"][0] == -found["max"][0], "as far to one side as to the other"
+    assert found["min"][1] != -found["max"][1]
+    assert data.summary()["augmentation_notes"] == []
+    plain = build(root, augmentation=OFF).statistics["observation.state"]
+    assert plain["min"][0] != -plain["max"][0]
+
+
+def test_a_mirror_that_nobody_declared_is_off_and_the_plan_says_so(root):
+    data = build(root, augmentation=OFF.replace(mirror=0.5))
+    assert data.train.augmentation.mirror == 0
+    assert data.summary()["augmentation_notes"] == ["mirror is off: robot 'toy' declares no mirror"]

@@ -17,9 +17,10 @@ import pydantic
 from jaxtyping import Float, Int64
 
 from deftly import storage
-from deftly.contract import Embodiment, RelativeActions, Window, fingerprint
+from deftly.contract import Embodiment, Mirror, RelativeActions, Window, fingerprint
 from deftly.data.actions import features, past_to_relative, to_relative
 from deftly.data.encoding import Statistics, plain_statistics
+from deftly.data.mirror import MirroredNumbers
 from deftly.data.schema import ACTION, STATE
 from deftly.data.statistics import describe
 from deftly.data.windows import window_rows
@@ -49,6 +50,12 @@ class Part(NamedTuple):
     episode_start: Int64[np.ndarray, "e1"]
     episodes: Int64[np.ndarray, "m"]
     dataset_hash: str
+
+
+def mirrored(part: Part, mirror: Mirror) -> Part:
+    """The same episodes as the mirrored robot would have recorded them. Where training mirrors samples, both are measured: an arm that
+    rests throughout the data moves in the mirrored half of it."""
+    return part._replace(numbers=MirroredNumbers(part.numbers, mirror), dataset_hash=f"{part.dataset_hash}/{fingerprint(mirror.to_dict())}")
 
 
 def measure(parts: Sequence[Part], relative: RelativeActions | None = None, window: Window = Window()) -> Statistics:

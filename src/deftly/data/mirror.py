@@ -11,8 +11,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
@@ -43,6 +45,23 @@ def mirror_state(raw: Float[np.ndarray, "... s"], mirror: Mirror) -> Float[np.nd
 def mirror_action(raw: Float[np.ndarray, "... a"], mirror: Mirror) -> Float[np.ndarray, "... a"]:
     """A copy as it would be commanded in the mirrored world."""
     return raw[..., list(mirror.action_order)] * np.asarray(mirror.action_sign, raw.dtype)
+
+
+class MirroredNumbers:
+    """A dataset's columns as its mirrored robot would have recorded them; rows are mirrored when they are read."""
+
+    def __init__(self, numbers: Any, mirror: Mirror) -> None:
+        self.state: Any = _Rows(numbers.state, partial(mirror_state, mirror=mirror))
+        self.action: Any = _Rows(numbers.action, partial(mirror_action, mirror=mirror))
+        self.task = numbers.task
+
+
+class _Rows:
+    def __init__(self, column: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.shape, self._column, self._change = column.shape, column, change
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self._change(self._column[rows])
 
 
 def declare(root: Path, lateral: Sequence[str]) -> Embodiment:

@@ -30,7 +30,7 @@ from deftly.data.encoding import ObservationEncoder
 from deftly.data.language.augment import NOT_REWORDED, Augmenter, LanguageConfig
 from deftly.data.language.texts import spoken
 from deftly.data.loader import Loader
-from deftly.data.measure import Part, blocks, cached_statistics, check_numbers
+from deftly.data.measure import Part, blocks, cached_statistics, check_numbers, mirrored
 from deftly.data.mixture import Balance, Common, Mixture, counts_of, in_common, robots_of, sample_weights, sizes_of
 from deftly.data.prepared import Prepared, TrainingData
 from deftly.data.split import Split, check_split, split_episodes
@@ -168,7 +168,10 @@ class DataConfig(Config):
                 raise UsageError(f"datasets of the robot {one.robot.name!r} must have the same `cameras` and `actions` in a mixture")
             if number in encoders:
                 continue
-            measured = cached_statistics([other.training for other in group], group[0].cache, one.relative, self.window)
+            parts = [other.training for other in group]
+            if one.augmentation.mirror and one.robot.mirror is not None:
+                parts += [mirrored(part, one.robot.mirror) for part in parts]
+            measured = cached_statistics(parts, group[0].cache, one.relative, self.window)
             contract = Contract(
                 embodiment=one.robot,
                 cameras=tuple(one.cameras if common is None else common.cameras),
