@@ -13,6 +13,7 @@ from rich.text import Text
 
 from deftly.contract import Vector
 from deftly.data.dataset import Dataset
+from deftly.data.language.summary import summarise
 from deftly.data.statistics import statistics
 from deftly.types import UsageError
 
@@ -45,7 +46,7 @@ def summary(dataset: Dataset) -> dict[str, object]:
 def render(dataset: Dataset) -> Group:
     """Everything that `deftly data show` prints."""
     parts = [_headline(dataset), _vector("state", dataset.embodiment.state, dataset.state)]
-    parts += [_vector("action", dataset.embodiment.action, dataset.action), _tasks(dataset), _lengths(dataset)]
+    parts += [_vector("action", dataset.embodiment.action, dataset.action), _tasks(dataset), _language(dataset), _lengths(dataset)]
     return Group(*parts)
 
 
@@ -108,6 +109,21 @@ def _tasks(dataset: Dataset) -> Table:
         table.add_row(str(count), printable(task))
     if len(counts) > MAX_TASKS:
         table.add_row("", f"... and {len(counts) - MAX_TASKS} more")
+    return table
+
+
+def _language(dataset: Dataset) -> Table:
+    """What the instructions are about, as far as the grammar reads them."""
+    found = summarise(dataset.tasks)
+    table = Table(title="language", show_header=False, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_row("words", f"{found.words} different ones, at most {found.longest} in an instruction")
+    table.add_row("understood", f"{found.understood} of {found.instructions} instructions, which can be said in other words")
+    for example in found.examples:
+        table.add_row("not understood", printable(example[:60]))
+    for name, counts in (("verbs", found.verbs), ("objects", found.nouns), ("attributes", found.attributes)):
+        if counts:
+            more = f", and {len(counts) - MAX_TASKS} more" if len(counts) > MAX_TASKS else ""
+            table.add_row(name, printable(", ".join(f"{word} {count}" for word, count in list(counts.items())[:MAX_TASKS]) + more))
     return table
 
 

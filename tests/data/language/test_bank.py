@@ -1,0 +1,87 @@
+"""A bank is data: read strictly, and extended by a user's file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deftly.data.language import Bank, LanguageConfig, parse
+from deftly.data.language import bank as bank_of
+from deftly.data.language.augment import words
+from deftly.data.language.bank import BANK
+from deftly.data.language.lexicon import NOUNS
+from deftly.types import UsageError
+
+
+def written(tmp_path: Path, values: object) -> Path:
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_user_s_words_are_read_and_said(tmp_path):
+    path = written(
+        tmp_path,
+        {
+            "verbs": {"pick": ["snatch"], "juggle": ["juggle", "juggle with"]},
+            "nouns": [["cup", "beaker"], ["spanner", "wrench"]],
+            "insertions": ["kindly"],
+            "wrappers": ["be so kind as to {}"],
+        },
+    )
+    augmenter = LanguageConfig(probability=1, bank=path, synonyms=0.6, phrases=0.8, insertions=0.8, paraphrases=0.8, typos=0).build()
+    sentence = "pick up the cup and juggle the wrench"
+    said = " ".join(augmenter(sentence, key) for key in range(300))
+    assert all(word in said for word in ("snatch", "beaker", "mug", "juggle with", "spanner", "kindly", "be so kind as to"))
+    assert set(words(said)) <= set(augmenter.vocabulary([sentence]))
+    assert parse(sentence) is None, "without the file the verb is unknown"
+    assert augmenter.rejected == 0
+
+
+def test_words_join_the_group_that_they_share_a_word_with():
+    both = BANK.extended(Bank(nouns=(("mug", "tankard"), ("saw", "handsaw"))))
+    assert ("cup", "mug", "tankard") in both.nouns
+    assert ("saw", "handsaw") in both.nouns
+    assert BANK.extended(Bank()) == BANK
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"nouns": [["Cup", "mug"]]}, "'Cup' must be one word in lower case"),
+        ({"nouns": [["coffee cup", "mug"]]}, "'coffee cup' must be one word"),
+        ({"nouns": [["a", "b"], ["b", "c"]]}, "noun 'b' stands twice"),
+        ({"verbs": {"x": ["pick {}"]}}, "'pick {}' must be words in lower case"),
+        ({"verbs": {"x": ["pick {} up {} now"]}}, "must be words in lower case between single spaces"),
+        ({"verbs": {"lift": ["grab"]}}, "verb form 'grab' stands twice"),
+        ({"wrappers": ["please do {} now"]}, "must be words in lower case that end in ' {}'"),
+        ({"wrappers": ["{0.__class__} {}"]}, "must be words in lower case that end in ' {}'"),
+        ({"sides": [["left", "east"]]}, "side 'left' stands twice"),
+        ({"verb": {}}, "did you mean 'verbs'"),
+        ([1], "expected a JSON object"),
+    ],
+)
+def test_a_mistake_is_named_in_one_line(tmp_path, values, message):
+    with pytest.raises(UsageError, match=message.replace("{", r"\{").replace("}", r"\}").replace("(", r"\(")) as caught:
+        bank_of.load(written(tmp_path, values))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"nothing\.json"):
+        LanguageConfig(bank=tmp_path / "nothing.json").build()
+
+
+def test_every_form_of_the_built_in_bank_is_read_as_what_it_means():
+    for meaning, forms in BANK.verbs.items():
+        for form in forms:
+            sentence = form.replace("{}", "the box") if "{}" in form else f"{form} the box"
+            found = parse(sentence + (" to the left" if meaning == "go" else ""))
+            assert found is not None, sentence
+            assert found.verb == meaning or meaning == "go", sentence
+
+
+def test_no_noun_of_the_list_is_a_colour_but_orange():
+    from deftly.data.language.lexicon import COLOURS
+
+    assert set(NOUNS) & COLOURS == {"orange"}
