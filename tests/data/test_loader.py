@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from deftly.contract import Window
+from deftly.data import loader as module
 from deftly.data.augment import AugmentConfig
 from deftly.data.loader import Loader
 from deftly.data.order import Order
-from deftly.data.stored import OrderedFrames
+from deftly.data.stored import OrderedFrames, StoreFeed
 from deftly.data.windows import Selection
 from deftly.data.workers import WorkerError, Workers
 from deftly.types import Batch, DataError
+from guards import guards
 from small_data import FakeDataset, build_windows
 
 LENGTHS = (7, 5, 9)
@@ -228,13 +230,17 @@ def test_a_killed_worker_is_a_typed_error_and_the_stream_can_go_on(windows):
 )
 def test_a_worker_that_dies_while_it_hands_a_batch_over_is_the_same_error(windows, error):
     class Dying:
+        def __iter__(self):
+            return self
+
         def __next__(self):
             raise error
 
     stream = loader(windows, workers=1)
-    workers = Workers(stream.feed.source, 0, 4, 1)
-    workers._results = Dying()
-    stream.feed._processes = workers
+    feed = stream.feed
+    assert isinstance(feed, StoreFeed)
+    feed._processes = Workers(feed.source, 0, 4, 1)
+    feed._processes._results = Dying()
     with pytest.raises(WorkerError, match="a data worker process died") as caught:
         stream.next()
     assert "\n" not in str(caught.value)
@@ -244,6 +250,7 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_the_same_error(window
 
 def test_a_fault_inside_a_worker_is_told_as_what_it_is(windows):
     stream = loader(windows, workers=1)
+    assert isinstance(stream.feed, StoreFeed)
     stream.feed.source.selection = Selection(10**6 + np.array([0, SAMPLES]), np.array([0]))  # beyond the store
     with pytest.raises(IndexError):
         stream.next()
@@ -258,6 +265,21 @@ def test_close_stops_the_workers(windows):
     assert len(started) == 2
     stream.close()
     assert not (set(multiprocessing.active_children()) - before)
+
+
+@guards("data.loader.changed")
+def test_a_dataset_that_changes_stops_the_stream(windows, monkeypatch):
+    said: list[str | None] = [None, None, "data/file-000.parquet: another size"]
+    stream = loader(windows, watch=lambda: said.pop(0))
+    stream.next()
+    stream.next()  # not asked again so soon
+    assert len(said) == 2
+    stream._watch_next = 0
+    stream.next()
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1e12)
+    with pytest.raises(DataError, match=r"^data/file-000.parquet: another size; the dataset changed while it was trained on"):
+        stream.next()
+    assert stream.state()["consumed"] == 3 * 4
 
 
 def test_a_split_without_frames_is_refused(windows):

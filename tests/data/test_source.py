@@ -170,3 +170,15 @@ def test_a_mirror_that_nobody_declared_is_off_and_the_plan_says_so(root):
     data = build(root, augmentation=OFF.replace(mirror=0.5))
     assert data.train.augmentation.mirror == 0
     assert data.summary()["augmentation_notes"] == ["mirror is off: robot 'toy' declares no mirror"]
+
+
+def test_editing_the_dataset_during_training_stops_it(tmp_path):
+    place = write_dataset(tmp_path / "data", LENGTHS)
+    data = build(place, validation_fraction=0)
+    data.train.next()
+    video = next(place.rglob("*.mp4"))
+    video.write_bytes(video.read_bytes() + b"x")
+    data.parts[0].train._watch_next = 0
+    with pytest.raises(DataError, match=rf"{video.name}.*the dataset changed while it was trained on"):
+        data.train.next()
+    data.close()

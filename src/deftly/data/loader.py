@@ -9,7 +9,8 @@ episode, and send back one tensor per camera. Letters: b batch, t frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from deftly.data.mixup import mixup
 from deftly.data.windows import Selection, Windows, check_mirror
 from deftly.randomness import sample_keys
 from deftly.types import Batch, DataError, Stream
+
+WATCH_EVERY_S = 10.0
+WATCH_COST = 200  # looking at the files of a large dataset takes at most this share of the time: 1 / 200
 
 
 class Loader(Stream):
@@ -38,8 +42,9 @@ class Loader(Stream):
         workers: int = 0,
         augmentation: AugmentConfig = OFF,
         device: torch.device | str = "cpu",
+        watch: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`selection` holds the windows to draw from."""
+        """`selection` holds the windows to draw from. `watch` tells what of the dataset has changed, if anything: `Dataset.changed`."""
         if not len(selection):
             raise DataError("there is no window to load: the episodes of this split are empty")
         check_mirror(augmentation, windows.encoder.contract)
@@ -47,6 +52,7 @@ class Loader(Stream):
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.augmentation, self.device = augmentation, torch.device(device)
         self._consumed = 0
+        self._watch, self._watch_next = watch, 0.0
         self.feed = windows.frames.feed(selection, seed, batch_size, augmentation, workers)
 
     def __len__(self) -> int:
@@ -59,7 +65,8 @@ class Loader(Stream):
         return self._consumed / len(self.selection)
 
     def next(self) -> Batch:
-        """The next full batch; raises `WorkerError` when a worker process died."""
+        """The next full batch; raises `WorkerError` when a worker process died, `DataError` when the dataset is not what it was."""
+        self._check_unchanged()
         images = self.feed.images(self._consumed, self.batch_size)
         index, key = self.feed.order.take(self._consumed, self.batch_size)
         batch = self.windows.build(self.selection.rows(index), key, images, self.augmentation, reword=True)
@@ -92,6 +99,16 @@ class Loader(Stream):
     def close(self) -> None:
         """Stop the worker processes; the stream can go on, and starts new ones."""
         self.feed.close()
+
+    def _check_unchanged(self) -> None:
+        """Ask `watch`, now and then: what is in the store stays the same, but a run on data that is being edited means nothing."""
+        began = time.monotonic()
+        if began < self._watch_next:
+            return
+        changed = self._watch()
+        if changed is not None:  # guard: data.loader.changed
+            raise DataError(f"{changed}; the dataset changed while it was trained on: put it back and resume, or begin a new run")
+        self._watch_next = began + max(WATCH_EVERY_S, WATCH_COST * (time.monotonic() - began))
 
     def _transfer(self, batch: Batch) -> Batch:
         if self.device.type == "cpu":

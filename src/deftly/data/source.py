@@ -211,7 +211,16 @@ class DataConfig(Config):
         windows = Windows(one.columns, frames, encoder, dataset.tasks, augmenter, weights=weights, source=number)
         workers = -(-self.workers * batch_size // self.batch_size)  # of a mixture's workers, this dataset's share
         training = Selection(dataset.episode_start, one.split[0])
-        train = Loader(windows, training, seed=seed, batch_size=batch_size, workers=workers, augmentation=one.augmentation, device=device)
+        train = Loader(
+            windows,
+            training,
+            seed=seed,
+            batch_size=batch_size,
+            workers=workers,
+            augmentation=one.augmentation,
+            device=device,
+            watch=dataset.changed,
+        )
         validation = None
         if len(one.split[1]):
             chosen = Selection(dataset.episode_start, one.split[1], at_most=self.validation_samples)
