@@ -31,9 +31,12 @@ def test_a_user_s_words_are_read_and_said(tmp_path):
     )
     augmenter = LanguageConfig(probability=1, bank=path, synonyms=0.6, phrases=0.8, insertions=0.8, paraphrases=0.8, typos=0).build()
     sentence = "pick up the cup and juggle the wrench"
-    said = " ".join(augmenter(sentence, key) for key in range(300))
-    assert all(word in said for word in ("snatch", "beaker", "mug", "juggle with", "spanner", "kindly", "be so kind as to"))
-    assert set(words(said)) <= set(augmenter.vocabulary([sentence]))
+    said = [augmenter(sentence, key) for key in range(300)]
+    assert all(
+        any(word in wording for wording in said)
+        for word in ("snatch", "beaker", "mug", "juggle with", "spanner", "kindly", "be so kind as to")
+    )
+    assert {word for wording in said for word in words(wording)} <= set(augmenter.vocabulary([sentence]))
     assert parse(sentence) is None, "without the file the verb is unknown"
     assert augmenter.rejected == 0
 
