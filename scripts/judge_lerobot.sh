@@ -15,7 +15,8 @@ export OMP_NUM_THREADS=1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # Nothing is asked of the hub, and no cache outlives the judgement.
-export PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME="$work/hub" HF_DATASETS_CACHE="$work/cache" HF_LEROBOT_HOME="$work/lerobot"
+export PYTHONWARNINGS=ignore HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1
+export HF_HOME="$work/hub" HF_DATASETS_CACHE="$work/cache" HF_LEROBOT_HOME="$work/lerobot"
 
 judge() { # judge PYTHON DATASET
     "$ours" "$here/judge_lerobot.py" export "$2" "$work/expected"
@@ -40,6 +41,9 @@ if [ ${#datasets[@]} -eq 0 ]; then
 fi
 for dataset in "${datasets[@]}"; do
     judge "$v30" "$dataset"
+    "$ours" -m deftly.cli.main data export "$dataset" "$work/v2.1"
+    judge "$v21" "$work/v2.1"
+    rm -rf "$work/v2.1"
 done
 reread "$v30" "$work/recorded"
 reread "$v21" "$work/recorded-v2.1"
