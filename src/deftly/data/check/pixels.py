@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from deftly.data.check.findings import Finding
+from deftly.data.check.pictures import check_pictures, thumbnail
 from deftly.data.check.rows import REPAIR
 from deftly.data.dataset import Dataset
 from deftly.data.images import ImageTooLarge, image_size
@@ -23,6 +24,7 @@ def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
     if bombs:  # guard: data.check.image_pixels
         return bombs
     broken: list[Finding] = []
+    first_sight: dict[int, np.ndarray] = {}
     dull: dict[tuple[str, str], list[int]] = {}
     if not dataset.cameras:
         return broken
@@ -30,14 +32,17 @@ def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
         for episode in episodes.tolist():
             for camera in dataset.cameras:
                 try:
-                    sight = _look(dataset, episode, camera)
+                    sight, picture = _look(dataset, episode, camera)
                 except DataError as error:
                     broken.append(_broken(dataset, episode, camera, error))
                 else:
+                    if camera == dataset.cameras[0]:
+                        first_sight[episode] = thumbnail(picture)
                     if sight is not None:
                         dull.setdefault((camera, sight), []).append(episode)
                 progress.advance()
-    return [*broken, *(_dull(camera, sight, found, len(episodes)) for (camera, sight), found in dull.items())]
+    dulls = [_dull(camera, sight, found, len(episodes)) for (camera, sight), found in dull.items()]
+    return [*broken, *dulls, *check_pictures(dataset, first_sight)]
 
 
 def _too_large(dataset: Dataset, episode: int) -> list[Finding]:
@@ -57,8 +62,9 @@ def _too_large(dataset: Dataset, episode: int) -> list[Finding]:
     return found
 
 
-def _look(dataset: Dataset, episode: int, camera: str) -> str | None:
-    """Decode one episode: `dark` when it is black throughout, `frozen` when a long one shows one picture, None when it is fine."""
+def _look(dataset: Dataset, episode: int, camera: str) -> tuple[str | None, np.ndarray]:
+    """Decode one episode: `dark` when it is black throughout, `frozen` when a long one shows one picture, None when it is fine; and its
+    first picture."""
     length = int(dataset.episode_length[episode])
     brightest, frozen, first = 0, length >= FROZEN_S * dataset.fps, None
     for begin in range(0, length, AT_ONCE):
@@ -66,7 +72,8 @@ def _look(dataset: Dataset, episode: int, camera: str) -> str | None:
         brightest = max(brightest, int(frames.max(initial=0)))
         first = frames[0] if first is None else first
         frozen = frozen and bool((frames == first).all())
-    return "dark" if brightest <= DARK else "frozen" if frozen else None
+    assert first is not None
+    return "dark" if brightest <= DARK else "frozen" if frozen else None, first
 
 
 def _broken(dataset: Dataset, episode: int, camera: str, error: DataError) -> Finding:

@@ -16,6 +16,8 @@ from deftly.data.check.findings import CheckConfig, Finding, Report
 from deftly.data.check.language import check_language
 from deftly.data.check.pixels import check_pixels
 from deftly.data.check.rows import check_rows
+from deftly.data.check.splits import check_splits, check_twins
+from deftly.data.check.statistics import check_statistics
 from deftly.data.check.times import check_times
 from deftly.data.check.values import check_values
 from deftly.data.check.videos import check_videos
@@ -31,7 +33,7 @@ def check(root: Path, config: CheckConfig = CheckConfig(full=True)) -> Report:
     except DataError as error:
         finding = Finding(code="metadata", verdict="refuse", message=str(error).removeprefix(f"{root}/"), remedy="")
         return Report(root=root, full=config.full, num_episodes=0, num_frames=0, findings=(finding,), budget=config.budget)
-    found = tuple(sorted(check_dataset(dataset, config), key=lambda finding: finding.rank))
+    found = tuple(sorted(check_dataset(dataset, config, for_others=True), key=lambda finding: finding.rank))
     return Report(
         root=root,
         full=config.full,
@@ -43,8 +45,11 @@ def check(root: Path, config: CheckConfig = CheckConfig(full=True)) -> Report:
     )
 
 
-def check_dataset(dataset: Dataset, config: CheckConfig) -> list[Finding]:
-    """Findings about an opened dataset, which must be the whole folder and not a selection of its episodes."""
+def check_dataset(dataset: Dataset, config: CheckConfig, for_others: bool = False) -> list[Finding]:
+    """Findings about an opened dataset, which must be the whole folder and not a selection of its episodes.
+
+    `for_others` also looks at what our own training does not read: stored statistics and declared splits.
+    """
     if not dataset.num_episodes:
         return [Finding(code="empty", verdict="refuse", message="the dataset holds no episode", remedy="record or import some")]
     rows, findings = check_rows(dataset, config)
@@ -52,6 +57,9 @@ def check_dataset(dataset: Dataset, config: CheckConfig) -> list[Finding]:
         findings += check_times(rows, dataset)
         findings += check_values(rows, dataset)
         findings += check_language(rows, dataset, config)
+        findings += check_twins(rows, dataset)
+    if for_others and not any(finding.verdict in ("refuse", "quarantine") for finding in findings):
+        findings += [*check_statistics(rows, dataset), *check_splits(rows, dataset)]
     findings += check_videos(dataset, config)
     if config.full and not any(finding.verdict == "refuse" for finding in findings):
         broken = {finding.episode for finding in findings if finding.verdict == "quarantine"}

@@ -1,11 +1,9 @@
-"""Are the numbers of state and action fit to learn from? Not finite, outliers, spikes, dimensions that hardly move, idle stretches, twins.
+"""Are the numbers of state and action fit to learn from? Not finite, outliers, spikes, dimensions that hardly move, idle stretches.
 
 Thresholds are relative to the data's own spread, so that they mean the same for radians and for millimetres.
 """
 
 from __future__ import annotations
-
-import hashlib
 
 import numpy as np
 
@@ -38,7 +36,7 @@ def check_values(rows: Rows, dataset: Dataset) -> list[Finding]:
         if finite.any():
             found += _spread(rows, name, values, labels, finite)
             found += _spikes(rows, name, values, labels, finite)
-    return [*found, *_lengths(rows, dataset), *_idle(rows, dataset, features, finite), *_twins(rows, features)]
+    return [*found, *_lengths(rows, dataset), *_idle(rows, dataset, features, finite)]
 
 
 def _not_finite(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], bad: np.ndarray) -> list[Finding]:
@@ -147,22 +145,3 @@ def _idle(rows: Rows, dataset: Dataset, features: dict[str, tuple[np.ndarray, tu
     verdict = "warn" if share > IDLE_SHARE else "note"
     remedy = "cut the stretches out if the policy waits too often" if verdict == "warn" else ""
     return [Finding(code="idle", verdict=verdict, episode=episode, frame=frame, message=message, remedy=remedy)]
-
-
-def _twins(rows: Rows, features: dict[str, tuple[np.ndarray, tuple[str, ...]]]) -> list[Finding]:
-    """Episodes with the very same numbers: they count twice, and may lie on both sides of a split."""
-    seen: dict[bytes, int] = {}
-    twins: list[tuple[int, int]] = []
-    for place, episode in enumerate(rows.episodes.tolist()):
-        part = slice(int(rows.start[place]), int(rows.start[place + 1]))
-        digest = hashlib.sha256(b"".join(np.ascontiguousarray(values[part]).tobytes() for values, _ in features.values())).digest()
-        if digest in seen:
-            twins.append((episode, seen[digest]))
-        else:
-            seen[digest] = episode
-    if not twins:
-        return []
-    episode, first = twins[0]
-    message = f"holds the same numbers as episode {first} ({len(twins)} episodes repeat another)"
-    remedy = "drop the copies, or they may train and judge at once"
-    return [Finding(code="duplicate_episode", verdict="warn", episode=episode, message=message, remedy=remedy)]

@@ -1,0 +1,193 @@
+"""What a check says about data that is whole, but hard to learn from; and that it says nothing about data that is fine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from damage import LENGTH, change, edit_info, write_six
+from deftly import storage
+from deftly.cli.main import main as deftly
+from deftly.data import quarantine
+from deftly.data.check.findings import CheckConfig, Report
+from deftly.data.check.run import check
+from deftly.data.dataset import Dataset
+from deftly.data.writer import DatasetWriter, EpisodeData
+from guards import guards
+from recordings import episode
+from small_data import robot
+
+FULL = CheckConfig(full=True)
+
+
+def motion(number: int, length: int = 60) -> EpisodeData:
+    """Smooth motion, no two episodes alike, pictures that follow it."""
+    draw = np.random.default_rng(number)
+    time = np.arange(length)[:, None] / 10
+    state = np.sin(time * draw.uniform(0.5, 2, 5) + draw.uniform(0, 6, 5)).astype(np.float32)
+    base = episode(number, length)
+    texts = ("pick up the red cup", "lift the blue ball", "grab the green box")
+    return dataclasses.replace(base, state=state, action=np.roll(state[:, :4], -1, axis=0), task=texts[number % 3], extra_frame={})
+
+
+def record(root: Path, episodes: list[EpisodeData]) -> Path:
+    with DatasetWriter(root, robot()) as writer:
+        for item in episodes:
+            writer.add(item)
+        writer.finish()
+    return root
+
+
+def codes(report: Report, *verdicts: str) -> dict[str, int | None]:
+    return {finding.code: finding.episode for finding in report.findings if finding.verdict in verdicts}
+
+
+def test_smooth_motion_is_fine(tmp_path: Path):
+    report = check(record(tmp_path / "data", [motion(number) for number in range(6)]), FULL)
+    assert codes(report, "refuse", "quarantine", "warn", "note") == {}
+
+
+def test_a_frame_that_jumps_out_and_back_is_a_spike(tmp_path: Path):
+    episodes = [motion(number) for number in range(6)]
+    episodes[3].action[20, 1] += 5
+    report = check(record(tmp_path / "data", episodes), FULL)
+    assert codes(report, "refuse", "quarantine", "warn") == {"spike": 3}
+    assert report.findings[0].frame == 20
+
+
+def test_a_switch_and_a_step_are_no_spikes(tmp_path: Path):
+    episodes = [motion(number) for number in range(6)]
+    for item in episodes:
+        item.action[:, 3] = np.arange(60) // 20 % 2
+        item.action[30:, 2] += 2
+    assert "spike" not in codes(check(record(tmp_path / "data", episodes), FULL), "warn")
+
+
+def test_standing_still_for_long_is_idle(tmp_path: Path):
+    episodes = [motion(number) for number in range(6)]
+    episodes[2].state[10:45] = episodes[2].state[10]
+    noted = check(record(tmp_path / "few", episodes), FULL)
+    assert codes(noted, "note") == {"idle": 2}
+    for item in episodes:
+        item.state[10:45] = item.state[10]
+    assert "idle" in codes(check(record(tmp_path / "many", episodes), FULL), "warn")
+
+
+def test_an_episode_that_repeats_another_is_named(tmp_path: Path):
+    report = check(record(tmp_path / "data", [motion(0), motion(1), motion(2), motion(0)]), FULL)
+    assert codes(report, "warn") == {"duplicate_episode": 3}
+
+
+def test_splits_that_share_a_trajectory_leak(tmp_path: Path):
+    root = record(tmp_path / "data", [dataclasses.replace(motion(i % 3), extra_episode={}) for i in range(6)])
+    edit_info(root, splits={"train": "0:3", "val": "3:6"})
+    assert codes(check(root, FULL), "warn") == {"duplicate_episode": 5, "split_leak": 3}
+    edit_info(root, splits={"train": "0:6"})
+    assert "split_leak" not in codes(check(root, FULL), "warn")
+
+
+def test_splits_that_share_a_scene_leak(tmp_path: Path):
+    root = record(tmp_path / "data", [dataclasses.replace(motion(i), extra_episode={"scene": f"kitchen {i % 2}"}) for i in range(4)])
+    edit_info(root, splits={"train": "0:3", "val": "3:4"})
+    assert "split_leak" in codes(check(root, FULL), "warn")
+
+
+def test_scenes_with_one_instruction_each_are_named(tmp_path: Path):
+    episodes = [dataclasses.replace(motion(i), extra_episode={"scene": str(i % 3)}) for i in range(9)]
+    assert "scene_tells" in codes(check(record(tmp_path / "data", episodes), FULL), "warn")
+    mixed = [dataclasses.replace(motion(i), extra_episode={"scene": str(i // 3)}) for i in range(9)]
+    assert "scene_tells" not in codes(check(record(tmp_path / "mixed", mixed), FULL), "warn")
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_first_picture_that_gives_the_instruction_away_is_named(tmp_path: Path, tells: bool):
+    draw = np.random.default_rng(0)
+    episodes = []
+    for number in range(24):
+        item = motion(number, 6)
+        colour = 60 * (number % 3) if tells else int(draw.integers(0, 180))
+        images = {camera: np.clip(draw.integers(0, 20, (6, 32, 32, 3)) + colour, 0, 255).astype(np.uint8) for camera in ("head", "wrist")}
+        episodes.append(dataclasses.replace(item, images=images, extra_episode={}))
+    found = codes(check(record(tmp_path / "data", episodes), FULL), "warn")
+    assert ("picture_tells" in found) == tells
+
+
+def test_cameras_that_show_nothing_are_named(tmp_path: Path):
+    dark = np.zeros((60, 32, 32, 3), np.uint8)
+    episodes = [
+        dataclasses.replace(item, images={"head": np.repeat(np.asarray(item.images["head"])[:1], 60, axis=0), "wrist": dark})
+        for item in map(motion, range(3))
+    ]
+    found = check(record(tmp_path / "data", episodes), FULL)
+    assert {finding.code: finding.field for finding in found.of("warn")} == {"dark_camera": "wrist", "frozen_camera": "head"}
+
+
+@guards("data.check.statistics_missing")
+def test_d16_statistics_without_a_key_are_refused(tmp_path: Path):
+    root = write_six(tmp_path / "data")
+    stats = storage.read_json(root / "meta/stats.json")
+    del stats["action"]["std"]
+    storage.write_json(root / "meta/stats.json", stats)
+    assert "meta/stats.json: action: 'std' is missing" in str(check(root).refusal)
+
+
+@guards("data.check.statistics_differ")
+def test_d17_statistics_of_another_kind_of_action_are_refused(tmp_path: Path):
+    root = write_six(tmp_path / "data")
+    stats = storage.read_json(root / "meta/stats.json")
+    steps = np.diff(Dataset.open(root).action, axis=0)
+    stats["action"] |= {"min": steps.min(0).tolist(), "max": steps.max(0).tolist(), "mean": steps.mean(0).tolist()}
+    storage.write_json(root / "meta/stats.json", stats)
+    assert "statistics of other data, or of another kind of action" in str(check(root).refusal)
+
+
+def test_training_measures_its_own_statistics(tmp_path: Path):
+    root = write_six(tmp_path / "data")
+    (root / "meta/stats.json").write_text("{}")
+    assert len(quarantine.accept(Dataset.open(root))[0]) == 6
+
+
+def test_a_verdict_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = write_six(tmp_path / "data")
+    decoded = []
+    look = Dataset.frames
+    monkeypatch.setattr(Dataset, "frames", lambda self, *words: decoded.append(words) or look(self, *words))
+    deftly(["data", "check", str(root)])
+    assert decoded
+    decoded.clear()
+    quarantine.open_sound(root, FULL)
+    quarantine.open_sound(root)
+    assert not decoded
+    change(root, 2, "action", lambda rows: [[2 * x for x in row] for row in rows])
+    quarantine.open_sound(root, FULL)
+    assert decoded
+
+
+def test_a_broken_verdict_is_made_again(tmp_path: Path):
+    root = write_six(tmp_path / "data")
+    quarantine.open_sound(root)
+    (kept,) = (root / ".cache" / "check").glob("*.json")
+    for text in ("", "[]", '{"full": true, "findings": [{"x": 1}]}'):
+        kept.write_text(text)
+        assert quarantine.open_sound(root)[0].num_episodes == 6
+        assert json.loads(kept.read_text())["full"] is False
+
+
+def test_the_table_and_the_json_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = write_six(tmp_path / "data", (LENGTH, LENGTH))
+    change(root, 1, "action", lambda rows: [[float("nan")] * 4, *rows[1:]])
+    with pytest.raises(SystemExit) as caught:
+        deftly(["data", "check", str(root), "--json", str(tmp_path / "report.json")])
+    assert caught.value.code == 65
+    shown = capsys.readouterr()
+    assert "quarantine" in shown.out
+    assert "must not be trained on" in shown.out
+    assert shown.err.strip().splitlines()[-1].startswith(f"deftly: {root}: 1 of 2 episodes (50.0%) are broken")
+    report = storage.read_json(tmp_path / "report.json")
+    assert report["quarantined"] == [1]
+    assert report["counts"]["quarantine"] == 1
+    assert report["findings"][0]["code"] == "not_finite"
