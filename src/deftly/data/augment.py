@@ -38,7 +38,6 @@ ROUNDING = 2.0**23  # adding it to a float in [0, 255] leaves the nearest intege
 NOISE_BANK = 1 << 20
 CROP_MARGIN = 1.15
 NAMEABLE_HUE = 0.04  # turns that leave red, yellow, green and blue what they are called
-BLUR_ONE = 1024  # blur weights are whole numbers that add up to this: twice over, 255 of them still fit into 32 bits
 
 Share = Annotated[float, pydantic.Field(ge=0.1, le=1)]
 Ratio = Annotated[float, pydantic.Field(ge=0.5, le=2)]
@@ -229,22 +228,31 @@ def _add_noise(levels: Float[Tensor, "b n p"], noise: Noise) -> None:
         levels.view(len(levels), -1).addcmul_(bank[places], noise.level.to(levels.device)[:, None])
 
 
-def draw_blur(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> tuple[Bool[Tensor, "b"], Int64[Tensor, "b"]]:
-    """(which samples are blurred, the weight of each neighbour in 1/1024) of a Gaussian over three pixels."""
-    draw = uniform(key.cpu(), f"augment.blur.{camera}", (2,)).double()
+def draw_blur(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> tuple[Bool[Tensor, "b"], Float[Tensor, "b"]]:
+    """(which samples are blurred, the weight of each neighbour) of a Gaussian over three pixels."""
+    draw = uniform(key.cpu(), f"augment.blur.{camera}", (2,))
     low, high = config.blur_sigma
-    side = torch.exp(-0.5 / (low + draw[:, 1] * (high - low)) ** 2)
-    return draw[:, 0] < config.blur, (BLUR_ONE * side / (1 + 2 * side)).round().long()
+    side = torch.exp(-0.5 / (low + draw[:, 1].double() * (high - low)) ** 2)
+    return draw[:, 0] < config.blur, (side / (1 + 2 * side)).float()
 
 
-def apply_blur(images: UInt8[Tensor, "b t 3 h w"], neighbour: Int64[Tensor, "b"]) -> UInt8[Tensor, "b t 3 h w"]:
-    """Three pixels across, then three down, edges repeated; in whole numbers, rounded once."""
-    side = neighbour.to(images.device, torch.int32).view(-1, 1, 1, 1, 1)
-    middle = BLUR_ONE - 2 * side
-    x = images.permute(0, 1, 3, 4, 2).int()
-    x = middle * x + side * (torch.cat([x[:, :, :, :1], x[:, :, :, :-1]], 3) + torch.cat([x[:, :, :, 1:], x[:, :, :, -1:]], 3))
-    x = middle * x + side * (torch.cat([x[:, :, :1], x[:, :, :-1]], 2) + torch.cat([x[:, :, 1:], x[:, :, -1:]], 2))
-    return ((x + BLUR_ONE**2 // 2) // BLUR_ONE**2).to(torch.uint8).permute(0, 1, 4, 2, 3)
+def apply_blur(images: UInt8[Tensor, "b t 3 h w"], neighbour: Float[Tensor, "b"]) -> UInt8[Tensor, "b t 3 h w"]:
+    """Three pixels across, then three down, edges repeated; rounded once."""
+    pixels = images.permute(0, 1, 3, 4, 2)
+    result = torch.empty_like(pixels, memory_format=torch.contiguous_format)
+    step = CHUNK if images.device.type == "cpu" else len(images)
+    for some, out, weight in zip(pixels.split(step), result.split(step), neighbour.to(images.device).split(step), strict=True):
+        values = some.float()
+        for dim in (3, 2):
+            side = values * weight.view(-1, 1, 1, 1, 1)
+            values.mul_(1 - 2 * weight.view(-1, 1, 1, 1, 1))
+            size = values.shape[dim]
+            values.narrow(dim, 1, size - 1).add_(side.narrow(dim, 0, size - 1))
+            values.narrow(dim, 0, size - 1).add_(side.narrow(dim, 1, size - 1))
+            values.narrow(dim, 0, 1).add_(side.narrow(dim, 0, 1))
+            values.narrow(dim, size - 1, 1).add_(side.narrow(dim, size - 1, 1))
+        out.copy_(values.add_(ROUNDING).view(torch.int32))
+    return result.permute(0, 1, 4, 2, 3)
 
 
 def draw_patches(
@@ -262,10 +270,10 @@ def draw_patches(
 
 def apply_patches(images: UInt8[Tensor, "b t 3 h w"], patches: Int64[Tensor, "b 4"]) -> UInt8[Tensor, "b t 3 h w"]:
     """Middle grey inside the patch of each sample, in all of its frames."""
-    top, bottom, left, right = patches.to(images.device)[:, :, None].unbind(1)  # [b 1] each
-    y, x = (torch.arange(size, device=images.device) for size in images.shape[-2:])
-    inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None, :]
-    return images.masked_fill(inside[:, None, None], round(MIDDLE))
+    result = images.clone()
+    for image, (top, bottom, left, right) in zip(result, patches.tolist(), strict=True):
+        image[..., top:bottom, left:right] = round(MIDDLE)
+    return result
 
 
 def augment_colour(batch: Batch, config: AugmentConfig) -> Batch:
@@ -294,7 +302,7 @@ def _some(image: Tensor, change: Callable[[Tensor, Tensor], Tensor], chosen: Boo
     index = chosen.nonzero()[:, 0]
     if not len(index):
         return image
-    here = index.to(image.device)
-    result = image.permute(0, 1, 3, 4, 2).clone().permute(0, 1, 4, 2, 3)  # in the memory layout of the loader
-    result[here] = change(image[here], values[index])
-    return result
+    here, pixels = index.to(image.device), image.permute(0, 1, 3, 4, 2)  # in the memory layout of the loader nothing is transposed
+    result = pixels.clone()
+    result[here] = change(pixels[here].permute(0, 1, 4, 2, 3), values[index]).permute(0, 1, 3, 4, 2)
+    return result.permute(0, 1, 4, 2, 3)
