@@ -15,6 +15,7 @@ from deftly.data.dataset import Dataset
 from deftly.data.importers.lerobot_v21 import import_lerobot_v21
 from deftly.data.video import decode_all
 from deftly.types import DataError
+from guards import guards
 from recordings import episode
 from recordings_v2 import LENGTHS, ROWS, VIDEO, lines, rows_of, write_v21
 from small_data import TASKS, robot
@@ -137,6 +138,22 @@ def test_what_is_broken_is_named_and_leaves_nothing(source, tmp_path, damage):
     assert "\n" not in str(caught.value)
     assert str(source) in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+@guards("data.importers.budget")
+@pytest.mark.parametrize("damage", ["no rows", "cut rows", "few rows", "other episode", "time nan", "nan", "no image"])
+def test_within_the_budget_a_broken_episode_is_left_out_as_if_it_had_never_been_there(source, original, tmp_path, damage):
+    DAMAGE[damage][0](source)
+    report = import_lerobot_v21(source, tmp_path / "out", budget=0.34)
+    assert (report.episodes, len(report.broken)) == (2, 1)
+    assert "episode_000001.parquet" in report.broken[0]
+    left, whole = Dataset.open(tmp_path / "out"), Dataset.open(original).select(np.array([0, 2]))
+    assert left.tasks == whole.tasks
+    assert np.array_equal(left.action, whole.action)
+    assert np.array_equal(left.column("index"), np.arange(7))
+    for number in range(2):
+        for camera in ("head", "wrist"):
+            assert np.array_equal(left.frames(number, camera), whole.frames(number, camera))
 
 
 def test_a_link_out_of_the_source_is_not_followed(source, tmp_path):

@@ -116,6 +116,17 @@ def test_a_broken_trajectory_is_named_and_leaves_nothing(tmp_path, broken, messa
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
+def test_within_the_budget_a_broken_trajectory_is_left_out_as_if_it_had_never_been_there(tmp_path):
+    broken = {**trajectory(1), "steps/action": [0.5, float("nan"), 0.5] * 4}
+    source = write_rlds(tmp_path / "src", {"train": [[trajectory(0), broken, trajectory(2)]]})
+    report = import_rlds(source, tmp_path / "out", 5, budget=0.34)
+    assert (report.episodes, len(report.broken)) == (2, 1)
+    assert any("1 broken episodes left out" in line and "record 1" in line for line in report.lines())
+    import_rlds(write_rlds(tmp_path / "whole", {"train": [[trajectory(0), trajectory(2)]]}), tmp_path / "plain", 5)
+    left, plain = Dataset.open(tmp_path / "out"), Dataset.open(tmp_path / "plain")
+    assert left.hash == plain.hash
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

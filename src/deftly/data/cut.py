@@ -14,6 +14,7 @@ import av
 from av.error import FFmpegError
 from av.video.frame import PictureType
 
+from deftly.data.containers import broken, open_video, video_stream
 from deftly.data.video import TOLERANCE_S
 from deftly.types import DataError
 
@@ -28,10 +29,8 @@ def cut(source: Path, start_s: float, fps: int, length: int, target: Path, where
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with av.open(str(source), "r", format="mp4", metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise DataError(f"{where}: {source} holds no video stream")
-            stream = container.streams.video[0]
+        with open_video(source) as container:
+            stream = video_stream(container, source)
             stream.thread_type = "NONE"
             packets = _packets(container, stream, start_s, fps, length)
             if packets is not None:
@@ -40,10 +39,9 @@ def cut(source: Path, start_s: float, fps: int, length: int, target: Path, where
             _encode(container, stream, start_s, fps, length, target, where)
             return False
     except FFmpegError as error:
-        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        if isinstance(error, OSError):
             raise  # the disk, not the video
-        text = " ".join(str(error).split())
-        raise DataError(f"{where}: {source} cannot be decoded ({text[:120]}); the file is missing, truncated or corrupt") from None
+        raise DataError(f"{where}: {broken(source, error)}") from None
 
 
 def _place(pts: int, stream: Any, start_s: float, fps: int) -> int | None:

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
+from deftly.data.schema import MAX_PIXELS
 from deftly.types import DataError
 
 MAX_IMAGE_BYTES = 64 << 20  # of an encoded image
 EIGHT_BITS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # become RGB: grey is repeated, transparency is left out
-MAX_PIXELS = 1 << 25  # 33 million: 7680 x 4320, and no more
 
 
 class ImageTooLarge(DataError):

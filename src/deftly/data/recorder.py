@@ -74,6 +74,9 @@ class Recorder:
         self.num_episodes = 0
         self._stack = contextlib.ExitStack()
         with self._guarded("start recording"), self._stack:
+            if not unfinished:
+                with self._plan.writer(self.root):
+                    pass  # what cannot become a dataset is refused before anything is recorded, and leaves nothing
             self._folder = self._stack.enter_context(claimed(self.root))
             self._begin()
             self._stack = self._stack.pop_all()
@@ -91,8 +94,6 @@ class Recorder:
                     f"{self.root}: records something else: {wrong[0]}; choose another folder, or resume with the same settings"
                 )
         else:
-            with self._plan.writer(self._folder / "dataset"):
-                pass  # what cannot become a dataset is refused before anything is recorded
             storage.write_json(path, self._plan.to_dict())
         for leftover in [self._folder / "current", *self._folder.glob(".*.tmp")]:
             shutil.rmtree(leftover, ignore_errors=True)

@@ -21,7 +21,7 @@ import numpy as np
 from deftly import storage
 from deftly.contract import Camera, Embodiment, Vector
 from deftly.data.images import MAX_IMAGE_BYTES, image_size
-from deftly.data.importers.report import BUDGET, ImportReport
+from deftly.data.importers.report import BUDGET, ImportReport, require_folder
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.types import DataError, UsageError
 
@@ -40,7 +40,7 @@ def import_folder(source: Path, target: Path, *, rate_hz: int | None = None, bud
     With `rate_hz` the timestamps give the order and nothing else. Raises `UsageError` when the timestamps give no whole rate, `DataError`
     when metadata.json is damaged or more than `budget` of the sequences are broken. Nothing is left at `target` then.
     """
-    source = Path(source)
+    source = require_folder(Path(source))
     sequences, left_out = read_metadata(source / "metadata.json")
     rate = rate_hz or measured_rate(sequences, str(source / "metadata.json"))
     layout = _Layout.of(source, sequences)

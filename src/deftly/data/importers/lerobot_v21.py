@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from deftly.contract import Embodiment
-from deftly.data.importers.report import BUDGET, ImportReport
+from deftly.data.importers.report import BUDGET, ImportReport, require_folder
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Info, embodiment_of, read_info
 from deftly.data.tables import read_table, to_numpy
 from deftly.data.tables_v2 import EPISODES, VERSIONS, read_episodes, read_tasks
@@ -31,7 +31,7 @@ def import_lerobot_v21(source: Path, target: Path, budget: float = BUDGET) -> Im
     Raises `DataError` naming file and episode when the metadata contradict each other, or when more than `budget` of the episodes are
     missing, damaged or wrong. Nothing is left at `target` then.
     """
-    return _Source(Path(source)).write(Path(target), budget)
+    return _Source(require_folder(Path(source))).write(Path(target), budget)
 
 
 class _Source:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.types import DataError
 
 BUDGET = 0.01  # share of the episodes that may be left out because they are broken
+
+
+def require_folder(source: Path) -> Path:
+    """`source`, or a `DataError` that says what to do about an archive: deftly opens none."""
+    if not source.is_dir():
+        raise DataError(
+            f"{source}: {'a file, and a folder is wanted; unpack it if it is an archive' if source.exists() else 'no such folder'}"
+        )
+    return source
 
 
 @dataclass(kw_only=True)
