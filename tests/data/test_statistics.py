@@ -1,5 +1,7 @@
 """Statistics are those of all the rows together."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -133,3 +135,15 @@ def test_a_broken_value_far_down_is_named_by_its_row(monkeypatch):
         stats.statistics({"action": column})
     with pytest.raises(DataError, match=r"x\[0\] is 1e\+70 in row 0"):
         stats.statistics({"x": np.full(3, 1e70)})
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    DRAW.normal(size=(900_000, 2)).astype(np.float32).tofile(tmp_path / "x.bin")
+    column = np.memmap(tmp_path / "x.bin", np.float32, mode="r", shape=(900_000, 2))
+    peaks = []
+    for rows in (300_000, 900_000):
+        tracemalloc.start()
+        stats.statistics({"x": column[:rows]})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0] < 60 << 20
