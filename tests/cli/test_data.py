@@ -82,7 +82,7 @@ def test_show_prints_the_table_and_writes_the_sheet(tmp_path, capsys):
     ("words", "code", "message"),
     [
         (["data", "shwo"], 2, "did you mean 'show'?"),
-        (["data", "frobnicate"], 2, "there are: generate, pull, import, export, check, show"),
+        (["data", "frobnicate"], 2, "there are: generate, pull, import"),
         (["data", "show", "nowhere"], 65, "no such dataset folder"),
         (["data", "generate", "--episodes", "0", "--out", "x"], 2, "must be 1 or more"),
         (["data", "generate", "--episodes", "1", "--out", "x", "--image-size", "3"], 2, "image_size"),

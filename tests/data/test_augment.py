@@ -205,6 +205,7 @@ def test_what_does_not_fit_the_robot_is_switched_off_and_said():
     assert config.mirror == 0
     assert notes == ["mirror is off: camera 'left' would show 'right', which the policy does not look at"]
     assert AugmentConfig(mirror=0.5).fitted(pair, ("left", "right"))[0].mirror == 0.5
+    assert "colours may turn into others" in AugmentConfig.other_cameras().fitted(own, ("head",))[1][0]
     assert "approximate" in AugmentConfig.strong().fitted(own, ("head",))[1][0]
 
 

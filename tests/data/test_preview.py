@@ -114,6 +114,17 @@ def test_the_command_writes_a_picture_and_says_what_is_off(tmp_path, capsys):
     assert capsys.readouterr().out.count("\n") == 1
 
 
+def test_a_runs_own_augmentation_can_be_shown(tmp_path, capsys):
+    root = write_dataset(tmp_path / "data")
+    command.main(["preview", str(root), "--run", "imitate", "--rows", "1", "--out", str(tmp_path / "sheet.png")])
+    assert width(tmp_path / "sheet.png") > 6 * 150
+    assert capsys.readouterr().out.count("\n") == 1, "its default has nothing to say"
+    with pytest.raises(UsageError, match="are the run's own with --run"):
+        command.main(["preview", str(root), "--run", "imitate", "--strength", "default"])
+    with pytest.raises(UsageError, match="did you mean 'imitate'"):
+        command.main(["preview", str(root), "--run", "imitat"])
+
+
 def test_what_cannot_be_shown_is_one_line(tmp_path, dataset):
     with pytest.raises(UsageError, match="no camera 'tail'; it has head, wrist"):
         preview(dataset, OFF, None, cameras=("tail",))

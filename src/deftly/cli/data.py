@@ -229,6 +229,7 @@ def preview(
     directory: Annotated[Path, tyro.conf.Positional],
     *,
     augment: bool = False,
+    run: str | None = None,
     strength: Literal["default", "strong", "other-cameras"] = "strong",
     camera: tuple[str, ...] = (),
     image_size: int = 96,
@@ -242,6 +243,7 @@ def preview(
     Args:
         directory: Folder of the dataset.
         augment: Show training samples beside what was recorded.
+        run: A recipe or run whose cameras, image size, augmentation and rewording to show, instead of the next three.
         strength: Which augmentation: what a recipe has by default, what large policies use, or what another camera would change.
         camera: Cameras to show; the first three by default.
         image_size: Side of the images that the policy sees, pixels.
@@ -249,6 +251,7 @@ def preview(
         seed: Another seed draws other samples.
         out: The PNG file to write.
     """
+    from deftly.cli.train import find_run
     from deftly.data.augment import AugmentConfig
     from deftly.data.dataset import Dataset
     from deftly.data.language import LanguageConfig
@@ -257,19 +260,27 @@ def preview(
     for name, value, most in (("image-size", image_size, 2048), ("rows", rows, 64)):
         if not 1 <= value <= most:
             raise UsageError(f"--{name} {value}: give 1 to {most}")
-    config = {"default": AugmentConfig, "strong": AugmentConfig.strong, "other-cameras": AugmentConfig.other_cameras}[strength]()
+    if run is not None:
+        if (strength, camera, image_size) != ("strong", (), 96):
+            raise UsageError("--strength, --camera and --image-size are the run's own with --run; leave them out")
+        data = find_run(run, small=False).data
+        config, language, cameras, image_size = data.augmentation, data.language, data.cameras, data.image_size
+    else:
+        config = {"default": AugmentConfig, "strong": AugmentConfig.strong, "other-cameras": AugmentConfig.other_cameras}[strength]()
+        language, cameras = LanguageConfig(probability=1.0), camera or None
+    shown = augment or run is not None
     sheet, notes = draw(
         Dataset.open(directory),
         config,
-        LanguageConfig(probability=1.0) if augment else None,
-        cameras=camera or None,
+        language if shown else None,
+        cameras=cameras,
         image_size=image_size,
         rows=rows,
-        variants=5 if augment else 0,
+        variants=5 if shown else 0,
         seed=seed,
     )
     sheet.save(out, format="PNG")
-    print("\n".join([f"preview: {out}", *(f"  {note}" for note in notes if augment)]))
+    print("\n".join([f"preview: {out}", *(f"  {note}" for note in notes if shown)]))
 
 
 def mirror(directory: Annotated[Path, tyro.conf.Positional], lateral: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> None:
