@@ -211,6 +211,6 @@ def verify(directory: Path) -> dict[str, Any]:
 def inside(root: Path, name: str) -> Path:
     """`root / name`, refused when it would lead out of `root` (absolute names, `..`, symbolic links)."""
     path = root / name
-    if os.path.isabs(name) or not path.resolve().is_relative_to(root.resolve()):
+    if os.path.isabs(name) or not path.resolve().is_relative_to(root.resolve()):  # guard: storage.inside
         raise DataError(f"{root}: the name {name!r} leads outside of the directory")
     return path

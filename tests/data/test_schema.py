@@ -21,6 +21,7 @@ from deftly.data.schema import (
     read_info,
 )
 from deftly.types import DataError, UsageError
+from guards import guards
 from small_data import robot
 
 
@@ -153,9 +154,25 @@ def test_names_come_in_every_form_that_recorders_write():
 def test_image_sizes_follow_the_names_of_the_axes():
     assert Feature("video", (480, 640, 3), ("height", "width", "channel")).height_width("x") == (480, 640)
     assert Feature("video", (3, 480, 640), ("channels", "height", "width")).height_width("x") == (480, 640)
-    for shape in [(480, 640), (480, 640, 4), (1 << 20, 4, 3)]:
+    assert Feature("image", (480, 640, 1)).image_shape("x") == (480, 640, 1)
+    assert Feature("image", (3, 3, 3), ("channels", "height", "width")).image_shape("x") == (3, 3, 3)
+    for shape in [(480, 640), (480, 640, 2), (3, 480, 640), (1 << 20, 4, 3), (0, 4, 3)]:
         with pytest.raises(DataError):
             Feature("video", shape).height_width("x")
+
+
+@guards("data.schema.pixels")
+def test_an_image_of_8k_by_8k_is_refused_by_its_declaration():
+    with pytest.raises(DataError, match="8192 x 8192 are more than"):
+        Feature("image", (8192, 8192, 3)).height_width("x")
+
+
+@guards("data.schema.depth_unit")
+def test_depth_without_a_unit_is_refused():
+    assert Feature("image", (8, 8, 1), info={"depth_unit": "mm"}).metres_per_unit("x") == 0.001
+    for info in (None, {"depth_unit": "inch"}):
+        with pytest.raises(DataError, match="depth_unit is"):
+            Feature("image", (8, 8, 1), info=info).metres_per_unit("x")
 
 
 def test_features_hold_the_embodiment():

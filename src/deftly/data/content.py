@@ -18,9 +18,10 @@ from jaxtyping import Int64
 
 from deftly.data import video
 from deftly.data.index import EpisodeIndex
+from deftly.data.parquet import open_parquet
 from deftly.data.rows import read_rows, row_files
 from deftly.data.schema import DEFAULT_FEATURES, Info
-from deftly.data.tables import group_bounds, open_parquet
+from deftly.data.tables import group_bounds
 
 _END_BYTES = 64 << 10  # the end of an mp4 or a parquet file holds its index, with the size of every part
 _SAMPLE_BYTES = 4 << 10

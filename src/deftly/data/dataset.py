@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from deftly import storage
 from deftly.contract import Embodiment
 from deftly.data import tables_v2, video
 from deftly.data.content import Watch, episode_digests
-from deftly.data.embedded import read_images
+from deftly.data.embedded import read_depth, read_images
 from deftly.data.index import EpisodeIndex
 from deftly.data.recording import recover
 from deftly.data.rows import read_columns, read_rows, row_files
@@ -51,7 +51,8 @@ class Dataset:
         self.fps, self.robot_type, self.features = info.fps, info.robot_type, info.features
         self.num_episodes, self.num_frames = len(index), index.num_frames
         self._camera_keys = info.cameras()
-        self.cameras = tuple(self._camera_keys)
+        self._depth_keys = info.cameras(depth=True)
+        self.cameras, self.depth_cameras = tuple(self._camera_keys), tuple(self._depth_keys)
         self._all_tasks, self._more = tasks, more
         self._columns: dict[str, np.ndarray] = {}
         self._opened = Watch(self._metadata_files())
@@ -70,9 +71,9 @@ class Dataset:
         if not (root / INFO_PATH).is_file():
             unfinished = "; run the same `deftly data generate` again to finish it" if (root / ".shards").is_dir() else ""
             raise DataError(f"{root}: holds no {INFO_PATH}, so it is not a LeRobot dataset{unfinished}")
-        info = read_info(root / INFO_PATH, (VERSION, *tables_v2.VERSIONS))
+        info = read_info(storage.inside(root, INFO_PATH), (VERSION, *tables_v2.VERSIONS))
         if info.version == VERSION:
-            tasks, (index, more) = read_tasks(root / TASKS_PATH), read_episodes(root, info)
+            tasks, (index, more) = read_tasks(storage.inside(root, TASKS_PATH)), read_episodes(root, info)
         else:
             tasks, (index, more) = tables_v2.read_tasks(root), tables_v2.read_episodes(root, info)
         for name, found in (("total_episodes", len(index)), ("total_frames", index.num_frames), ("total_tasks", len(tasks))):
@@ -245,23 +246,36 @@ class Dataset:
 
         Raises `DataError` naming file and episode when the video or an image is broken.
         """
-        if camera not in self._camera_keys:
-            raise DataError(f"{self.root}: no camera {camera!r}; there are {', '.join(self.cameras) or 'none'}")
+        key, number, indices = self._frames_of(episode, camera, self._camera_keys, indices)
+        feature, where = self.features[key], f"episode {number}, camera {camera!r}"
+        if feature.dtype == "image":
+            return read_images(self.data_path(episode), number, key, feature, indices, where)
+        height, width = feature.height_width(where)
+        path, start_s = self.video_place(episode, camera)
+        try:
+            return video.decode(path, start_s, self.fps, indices, height, width, where)
+        except DataError as error:
+            raise EpisodeError(str(error), number, "video") from None
+
+    def depth(self, episode: int, camera: str, indices: np.ndarray | None = None) -> Float32[np.ndarray, "n h w"]:
+        """Distances of an episode in metres, 0 where nothing was measured; errors and `indices` as of `frames`."""
+        key, number, indices = self._frames_of(episode, camera, self._depth_keys, indices)
+        feature, where = self.features[key], f"episode {number}, depth {camera!r}"
+        if feature.dtype != "image":
+            raise DataError(f"{self.root}: depth {camera!r} is stored as video, which changes distances; store it as 16 bit images")
+        return read_depth(self.data_path(episode), number, key, feature, indices, where)
+
+    def _frames_of(self, episode: int, camera: str, keys: dict[str, str], indices: np.ndarray | None) -> tuple[str, int, np.ndarray]:
+        """(feature, number of the episode in the folder, frames), checked."""
+        if camera not in keys:
+            raise DataError(f"{self.root}: no camera {camera!r}; there are {', '.join(keys) or 'none'}")
         if not 0 <= episode < self.num_episodes:
             raise DataError(f"{self.root}: no episode {episode}; there are {self.num_episodes}")
         length = int(self.episode_start[episode + 1] - self.episode_start[episode])
         indices = np.arange(length) if indices is None else np.asarray(indices, dtype=np.int64)
         if len(indices) and not (indices.min() >= 0 and indices.max() < length):
             raise DataError(f"{self.root}: episode {episode} has {length} frames, asked for {indices.min()}..{indices.max()}")
-        key, number = self._camera_keys[camera], self.index.number(episode)
-        where = f"episode {number}, camera {camera!r}"
-        height, width = self.features[key].height_width(where)
-        if self.features[key].dtype == "image":
-            return read_images(self.data_path(episode), number, key, indices, height, width, where)
-        try:
-            return video.decode(*self.video_place(episode, camera), self.fps, indices, height, width, where)
-        except DataError as error:
-            raise EpisodeError(str(error), number, "video") from None
+        return keys[camera], self.index.number(episode), indices
 
 
 def _reopen(root: Path, episodes: np.ndarray | None) -> Dataset:
@@ -274,7 +288,7 @@ def _embodiment(root: Path, info: Info) -> Embodiment:
     plain = embodiment_of(info, str(root / INFO_PATH))
     if not (root / OURS_PATH).is_file():
         return plain
-    values = storage.read_json(root / OURS_PATH)
+    values = storage.read_json(storage.inside(root, OURS_PATH))
     if not isinstance(values, dict) or not isinstance(values.get("embodiment"), dict):
         raise DataError(f"{root / OURS_PATH}: holds no embodiment; delete the file to read the dataset without it")
     ours = Embodiment.parse(values["embodiment"], where=str(root / OURS_PATH))

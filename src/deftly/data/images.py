@@ -10,7 +10,7 @@ import io
 import warnings
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image, UnidentifiedImageError
 
 from deftly.data.schema import MAX_PIXELS
@@ -18,6 +18,7 @@ from deftly.types import DataError
 
 MAX_IMAGE_BYTES = 64 << 20  # of an encoded image
 EIGHT_BITS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # become RGB: grey is repeated, transparency is left out
+SIXTEEN_BITS = ("I;16",)
 
 
 class ImageTooLarge(DataError):
@@ -62,19 +63,30 @@ def check_image(image: np.ndarray, what: str) -> None:
         raise DataError(f"{what}: expected uint8 [height width 3] (RGB, as recorded), found {found}")
 
 
-def decode_image(data: bytes | None, height: int, width: int, where: str) -> np.ndarray:
-    """A PNG or JPEG as uint8 [h w 3]; a `DataError` when it is broken, of another size (known before it is decoded) or not of 8 bits."""
+def decode_image(data: bytes | None, height: int, width: int, where: str) -> UInt8[np.ndarray, "h w 3"]:
+    """A PNG or JPEG as RGB; a `DataError` when it is broken, of another size (known before it is decoded) or not of 8 bits."""
+    return np.asarray(_decoded(data, height, width, where, EIGHT_BITS).convert("RGB"))
+
+
+def decode_depth(data: bytes | None, height: int, width: int, where: str) -> UInt16[np.ndarray, "h w"]:
+    """A PNG of one channel of 16 bits; a `DataError` when it is broken, or of another size or kind (known before it is decoded)."""
+    return np.asarray(_decoded(data, height, width, where, SIXTEEN_BITS)).astype(np.uint16)
+
+
+def _decoded(data: bytes | None, height: int, width: int, where: str, modes: tuple[str, ...]) -> Image.Image:
     if not data:
         raise DataError(f"{where}: the image holds no bytes; images must be embedded in the parquet file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                if image.size != (width, height):
-                    raise DataError(f"{where}: is {image.size[1]} x {image.size[0]}, expected {height} x {width}")
-                if image.mode not in EIGHT_BITS:  # guard: data.images.mode
-                    raise DataError(f"{where}: has pixels of kind {image.mode!r}, more than 8 bits; store 8-bit images")
-                return np.asarray(image.convert("RGB"))
+            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+            if image.size != (width, height):  # guard: data.images.size
+                raise DataError(f"{where}: is {image.size[1]} x {image.size[0]}, expected {height} x {width}")
+            if image.mode not in modes:  # guard: data.images.mode
+                other = "more than 8 bits; store 8-bit images" if modes is EIGHT_BITS else "not 16 bits; store depth as 16-bit PNG"
+                raise DataError(f"{where}: has pixels of kind {image.mode!r}, {other}")
+            image.load()
+            return image
     except DataError:
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,13 +32,14 @@ def read_rows(path: Path, info: Info, index: EpisodeIndex, episodes: Int64[np.nd
     """
     numbers, length = index.numbers(episodes), np.diff(index.start)[episodes]
     columns = list(dict.fromkeys([EPISODE, FRAME, *names]))
+    sizes = {name: math.prod(info.features[name].shape) for name in names}
     if index.source is None:
-        table = read_table(path, columns, max_rows=int(length.sum()))
+        table = read_table(path, columns, max_rows=int(length.sum()), values=sizes)
         if table.num_rows != length.sum():
             message = f"{path}: {table.num_rows} rows, its episodes have {length.sum()} frames by meta/episodes"
             raise EpisodeError(message, int(numbers[0]), "rows") if len(numbers) == 1 else DataError(message)
     else:
-        table = read_table(path, columns, groups=groups_of(path, int(numbers[0]), int(numbers[-1])))
+        table = read_table(path, columns, groups=groups_of(path, int(numbers[0]), int(numbers[-1])), values=sizes)
     order = _by_key(path, table, numbers, length)
     found = {}
     for name in names:

@@ -64,15 +64,42 @@ class Feature:
         values: dict[str, Any] = {"dtype": self.dtype, "shape": list(self.shape), "names": None if self.names is None else list(self.names)}
         return values if self.info is None else {**values, "info": dict(self.info)}
 
-    def height_width(self, where: str) -> tuple[int, int]:
-        """Image size in pixels whatever the order of the axes (older files put channels first and say so in `names`)."""
+    @property
+    def is_depth(self) -> bool:
+        """Whether its pixels are distances."""
+        return self.is_camera and self.info is not None and bool(self.info.get("video.is_depth_map") or self.info.get("is_depth_map"))
+
+    def metres_per_unit(self, where: str) -> float:
+        """What a depth pixel of 1 means, as `info` declares it."""
+        unit = (self.info or {}).get("depth_unit")
+        if unit not in _METRES:  # guard: data.schema.depth_unit
+            raise DataError(f"{where}: depth_unit is {unit!r}; add one of {', '.join(_METRES)} to its info in info.json")
+        return _METRES[unit]
+
+    def image_shape(self, where: str) -> tuple[int, int, int]:
+        """(height, width, channels) whatever the order of the axes: by `names`, else channels come last."""
         if len(self.shape) != 3:
             raise DataError(f"{where}: an image has three axes, this shape is {list(self.shape)}")
-        first = self.names is not None and str(self.names[0]).startswith("channel")
-        channels, height, width = self.shape if first else (self.shape[2], self.shape[0], self.shape[1])
-        if channels != 3 or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
-            raise DataError(f"{where}: {channels} x {height} x {width} is not an RGB image; only 3 channels are supported")
+        axes = [str(name).lower().rstrip("s") for name in self.names or ()]
+        if sorted(axes) != ["channel", "height", "width"]:
+            axes = ["height", "width", "channel"]  # the order of the format; another one is declared, never guessed
+        height, width, channels = (self.shape[axes.index(axis)] for axis in ("height", "width", "channel"))
+        if channels not in _CHANNELS or not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+            raise DataError(
+                f"{where}: {channels} x {height} x {width} is not an image of 1, 3 or 4 channels; add the names of its axes to info.json"
+            )
+        if height * width > MAX_PIXELS:  # guard: data.schema.pixels
+            raise DataError(f"{where}: {height} x {width} are more than {MAX_PIXELS} pixels; make the images smaller")
+        return height, width, channels
+
+    def height_width(self, where: str) -> tuple[int, int]:
+        """Image size in pixels."""
+        height, width, _ = self.image_shape(where)
         return height, width
+
+
+_METRES = {"mm": 1e-3, "cm": 1e-2, "m": 1.0}
+_CHANNELS = (1, 3, 4)  # grey, colour, colour and opacity
 
 
 def _default_features() -> dict[str, Feature]:
@@ -117,11 +144,11 @@ class Info:
             "features": {name: item.to_dict() for name, item in self.features.items()},
         }
 
-    def cameras(self) -> dict[str, str]:
-        """Camera name -> feature key, in the order of the file."""
+    def cameras(self, depth: bool = False) -> dict[str, str]:
+        """Camera name -> feature key, in the order of the file: those that see colour, or those that measure depth."""
         found: dict[str, str] = {}
         for key, item in self.features.items():
-            if item.is_camera:
+            if item.is_camera and item.is_depth == depth:
                 name = key.removeprefix(IMAGES).removeprefix("observation.")
                 found[key if name in found else name] = key
         return found
@@ -174,7 +201,7 @@ def parse_feature(name: str, values: Any, where: str) -> Feature:
     """One feature from JSON; names may be a list, a nested list, or an object of lists, as different recorders write them."""
     if not isinstance(values, dict) or not isinstance(values.get("dtype"), str) or not isinstance(values.get("shape"), list):
         raise DataError(f"{where}: needs dtype (text) and shape (list)")
-    if "/" in name or "\\" in name or name in ("", ".", ".."):
+    if name in (".", "..") or not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,200}", name):  # guard: data.schema.feature_name
         raise DataError(f"{where}: this name cannot be part of a path")
     shape = values["shape"]
     if len(shape) > 8 or not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1 << 24 for size in shape):
@@ -202,7 +229,7 @@ def fill_path(root: Path, template: str, values: Mapping[str, int | str], where:
         return f"{int(values[name]):0{int(width)}d}" if width else str(values[name])
 
     filled = re.sub(r"\{([a-z_]+)(?::0?([1-9])d)?\}", replace, template)
-    if "{" in filled or "}" in filled or "\0" in filled:
+    if "{" in filled or "}" in filled or "\0" in filled:  # guard: data.schema.template
         raise DataError(f"{where}: the path template {template!r} cannot be read")
     return storage.inside(root, filled)
 

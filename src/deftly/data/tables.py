@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +10,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deftly import storage
 from deftly.data.index import EpisodeIndex, Places
+from deftly.data.parquet import check_columns, first_line, open_parquet
 from deftly.data.schema import EPISODES_PATH, MAX_EPISODES, MAX_FRAMES, Info
 from deftly.types import DataError
-
-_MAX_META_BYTES = 4 << 30  # of a table once decoded; a small file can claim any size
-
 
 _KNOWN = ("episode_index", "length", "dataset_from_index", "dataset_to_index", "tasks", "data/chunk_index", "data/file_index")
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """A parquet file; a one-line `DataError` when it is missing or broken."""
-    if not path.is_file():
-        raise DataError(f"{path}: missing")
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a parquet file ({_first_line(error)}); it is truncated or corrupt") from None
-
-
-def read_table(path: Path, columns: list[str] | None = None, max_rows: int = MAX_FRAMES, groups: list[int] | None = None) -> pa.Table:
-    """Columns of a parquet file, all by default, refused when it claims more than it may hold; `groups` reads these row groups alone."""
+def read_table(
+    path: Path,
+    columns: list[str] | None = None,
+    max_rows: int = MAX_FRAMES,
+    groups: list[int] | None = None,
+    values: Mapping[str, int] | None = None,
+) -> pa.Table:
+    """Columns of a parquet file, all by default, refused when it claims more than it may hold; `groups` reads these row groups alone,
+    `values` says how many numbers a row of a column may have."""
     with open_parquet(path) as file:
-        if file.metadata.num_rows > max_rows:
+        if file.metadata.num_rows > max_rows:  # guard: data.tables.max_rows
             raise DataError(f"{path}: {file.metadata.num_rows} rows, expected at most {max_rows}")
         names = file.schema_arrow.names
         for name in columns or []:
             if name not in names:
                 raise DataError(f"{path}: no column {name!r}; it has {', '.join(names)}")
+        chosen = list(range(file.num_row_groups)) if groups is None else groups
         try:
-            if columns is None and sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)) > _MAX_META_BYTES:
-                raise DataError(f"{path}: more than {_MAX_META_BYTES} bytes once decoded")
+            check_columns(path, file, columns, chosen, values or {})
             return file.read(columns=columns) if groups is None else file.read_row_groups(groups, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path}: cannot be read ({_first_line(error)}); it is truncated or corrupt") from None
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            raise DataError(f"{path}: cannot be read ({first_line(error)}); it is truncated or corrupt") from None
 
 
 def groups_of(path: Path, first: int, last: int) -> list[int]:
@@ -161,6 +157,7 @@ def read_episodes(root: Path, info: Info) -> tuple[EpisodeIndex, EpisodeColumns]
     wanted += [f"videos/{key}/{name}" for key in keys for name in ("chunk_index", "file_index", "from_timestamp")]
     tables, names = [], {}
     for path in paths:
+        storage.inside(root, path.relative_to(root).as_posix())
         with open_parquet(path) as file:
             names |= dict.fromkeys(file.schema_arrow.names)
             found = [name for name in wanted if name in file.schema_arrow.names]
@@ -168,7 +165,7 @@ def read_episodes(root: Path, info: Info) -> tuple[EpisodeIndex, EpisodeColumns]
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise DataError(f"{folder}: the episode tables do not fit together ({_first_line(error)})") from None
+        raise DataError(f"{folder}: the episode tables do not fit together ({first_line(error)})") from None
     index, order = _index(table, keys, str(folder))
     return index, EpisodeColumns(paths, list(names), order)
 
@@ -219,7 +216,3 @@ def _column(table: pa.Table, name: str, where: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         raise DataError(f"{where}: no column {name!r}")
     return table.column(name)
-
-
-def _first_line(error: Iterable[str] | BaseException) -> str:
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__

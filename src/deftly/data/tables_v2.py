@@ -35,7 +35,7 @@ class EpisodeLines:
 
 def read_tasks(root: Path) -> tuple[str, ...]:
     """The task strings in order of task_index."""
-    path = root / TASKS
+    path = storage.inside(root, TASKS)
     tasks: dict[int, str] = {}
     for line in _lines(path):
         index, text = line.get("task_index"), line.get("task")
@@ -49,7 +49,7 @@ def read_tasks(root: Path) -> tuple[str, ...]:
 
 def read_episodes(root: Path, info: Info) -> tuple[EpisodeIndex, EpisodeLines]:
     """meta/episodes.jsonl, checked: episodes numbered 0..n-1, once each; one of no frames is for the check to find."""
-    path = root / EPISODES
+    path = storage.inside(root, EPISODES)
     lengths: dict[int, int] = {}
     names: dict[str, None] = {}
     for line in _lines(path):

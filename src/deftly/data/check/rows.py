@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from deftly.data.check.findings import CheckConfig, Finding
 from deftly.data.dataset import Dataset
+from deftly.data.parquet import open_parquet
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Feature
-from deftly.data.tables import open_parquet, read_table
+from deftly.data.tables import read_table
 from deftly.types import DataError
 
 KEYS = ("episode_index", "frame_index", "index", "task_index")
