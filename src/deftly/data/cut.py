@@ -109,5 +109,6 @@ def _encode(container: Any, stream: Any, start_s: float, fps: int, length: int, 
             if count == length:
                 break
         if count != length:
-            raise DataError(f"{where}: has {count} of {length} frames from {start_s:.4f} s on; the video is truncated")
+            found = f"{where}: has {count} of {length} frames from {start_s:.4f} s on"
+            raise DataError(f"{found}; the video is truncated, or its frames are not at frame / fps")
         output.mux(encoder.encode(None))

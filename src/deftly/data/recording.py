@@ -84,12 +84,14 @@ def _are_names(extra: Any) -> bool:
 
 
 def home(root: Path) -> Path:
-    """The folder of a recording below `root`, refused when it is a link to somewhere else."""
-    path = storage.inside(root, RECORDING)
-    for item in [root / RECORDING, *(path / name for name in ("dataset", "current", "lock"))]:
-        if item.is_symlink():  # guard: data.recording.link
-            raise DataError(f"{item}: a symbolic link, which no recording holds; remove it")
-    return path
+    """The folder of a recording below `root`, refused when it, or anything in it, is a link: it could lead anywhere."""
+    folder = root / RECORDING
+    links = [folder] if folder.is_symlink() else []
+    for path, folders, files in os.walk(folder):
+        links += [Path(path, name) for name in (*folders, *files) if Path(path, name).is_symlink()]
+    if links:  # guard: data.recording.link
+        raise DataError(f"{links[0]}: a symbolic link, which no recording holds; remove it")
+    return folder
 
 
 @contextlib.contextmanager
@@ -135,7 +137,7 @@ def read_episode(folder: Path, plan: Plan) -> EpisodeData:
         else:
             vectors[name] = to_numpy(table.column(name), f"{where}: {name}").reshape(length, -1)
     clips: dict[str, Images] = {
-        camera.name: VideoClip(storage.inside(folder, clip_name(place)))
+        camera.name: VideoClip(folder / clip_name(place))
         for place, camera in enumerate(plan.embodiment.cameras)
         if camera.name not in images
     }
