@@ -5,7 +5,7 @@ import pytest
 from deftly.data.language import Augmenter, LanguageConfig, parse
 from deftly.data.language.augment import words
 
-ALWAYS = LanguageConfig(probability=1)
+ALWAYS = LanguageConfig(probability=1, variants=4096)
 SENTENCES = (
     "pick up the black bowl between the plate and the ramekin and place it on the plate",
     "put both the alphabet soup and the tomato sauce in the basket",

@@ -15,7 +15,9 @@ from instructions import field_sentences, generated, noted
 
 SEED = int(os.environ.get("DEFTLY_LANGUAGE_SEED", "0"))
 FIELD = field_sentences()
-HARSH = LanguageConfig(probability=1, synonyms=0.6, phrases=0.6, insertions=0.5, deletions=0.5, paraphrases=0.5, typos=0.3, typo_slots=True)
+HARSH = LanguageConfig(
+    probability=1, synonyms=0.6, phrases=0.6, insertions=0.5, deletions=0.5, paraphrases=0.5, typos=0.3, typo_slots=True, variants=4096
+)
 
 
 @pytest.mark.parametrize(("sentence", "meaning"), FIELD, ids=[sentence for sentence, _ in FIELD])
@@ -28,7 +30,7 @@ def test_there_are_enough_sentences_and_few_are_not_understood():
     assert sum(meaning == "not understood" for _, meaning in FIELD) <= 5
 
 
-@pytest.mark.parametrize("config", [LanguageConfig(probability=1), HARSH], ids=["default", "harsh"])
+@pytest.mark.parametrize("config", [LanguageConfig(probability=1, variants=4096), HARSH], ids=["default", "harsh"])
 def test_rewording_keeps_the_meaning_of_the_field_s_sentences(config: LanguageConfig):
     augmenter = config.build()
     for number, (sentence, meaning) in enumerate(FIELD):
@@ -42,7 +44,7 @@ def test_rewording_keeps_the_meaning_of_the_field_s_sentences(config: LanguageCo
     ("seed", "count"), [(SEED, 1000), *(pytest.param(SEED + offset, 10_000, marks=pytest.mark.slow) for offset in range(3))]
 )
 def test_rewording_keeps_the_meaning_of_generated_sentences(seed: int, count: int):
-    augmenters = [LanguageConfig(probability=1).build(), HARSH.build()]
+    augmenters = [LanguageConfig(probability=1, variants=4096).build(), HARSH.build()]
     changed = 0
     for number, (sentence, meaning) in enumerate(generated(seed, count)):
         assert parse(sentence) == meaning, sentence

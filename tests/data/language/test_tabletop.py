@@ -6,7 +6,7 @@ from deftly.sim.language import TEMPLATES, resolve, sentence
 from deftly.sim.scene import COLOURS, TYPES, sample_scene
 
 ALL = [f"{template.format(object=f'{colour} {kind}')}" for template in TEMPLATES for colour in COLOURS for kind in TYPES]
-LOUD = LanguageConfig(probability=1, synonyms=0.5, paraphrases=0.5, insertions=0.5, typos=0)
+LOUD = LanguageConfig(probability=1, synonyms=0.5, paraphrases=0.5, insertions=0.5, typos=0, variants=4096)
 
 
 def test_every_sentence_of_the_world_is_understood():

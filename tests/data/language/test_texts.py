@@ -70,7 +70,7 @@ def test_there_are_no_more_wordings_than_configured_and_each_is_made_once():
     source, _ = texts(LanguageConfig(probability=1, variants=8))
     tokens = source.tokens(np.zeros(400, np.int64), keys(400), np.zeros(400, bool), reword=True)
     assert 2 < len({tuple(row) for row in tokens.ids.tolist()}) <= 8
-    assert source.row.cache_info().misses == 8
+    assert source.row.cache_info().misses == 8, "each is made once"
 
 
 def test_a_person_is_told_what_is_not_understood():

@@ -22,7 +22,7 @@ from deftly.data.language.grammar import TOKEN, lexicon_of, read
 from deftly.data.language.meaning import Reading
 from deftly.data.language.rewording import THAT_IS, Choice, Draft, Options
 from deftly.data.language.spelling import SHORTEST, mend, mistype
-from deftly.randomness import generator, stream_id
+from deftly.randomness import generator, seed_of, stream_id
 
 TRIES = 4  # typing errors that are drawn for a word until one can be mended
 MAX_LOOKED_AT = 10_000  # characters of a sentence
@@ -51,7 +51,7 @@ class LanguageConfig(Config):
     typo_slots: bool = False
     """Also in words that carry the meaning. To a tokenizer of whole words a mistyped colour is an unknown word, and its sample asks for
     nothing in particular; for tokenizers that see letters."""
-    variants: int = pydantic.Field(default=256, ge=1, le=1 << 20)
+    variants: int = pydantic.Field(default=64, ge=1, le=1 << 20)
     """How many wordings of a sentence there are at most; they are made once and kept."""
     bank: Path | None = None
     """A JSON file with words of your own, beside the built-in ones."""
@@ -77,15 +77,23 @@ class Augmenter:
         self.rejected = self.total = 0
 
     def __call__(self, sentence: str, key: int) -> str:
-        """The sentence, reworded or not, as the key says."""
-        draw = generator("language", key, stream_id(sentence[:MAX_LOOKED_AT]))
-        if draw.random() >= self.config.probability:
-            return sentence
+        """The sentence as the sample of this key hears it."""
+        number = self.wording(sentence, key)
+        return sentence if number is None else self.reworded(sentence, number)
+
+    def wording(self, sentence: str, key: int) -> int | None:
+        """Which wording the sample of this key hears; None: what was recorded."""
+        draw = seed_of("language", key, stream_id(sentence[:MAX_LOOKED_AT]))
+        return draw % self.config.variants if (draw >> 20) * 2.0**-43 < self.config.probability else None
+
+    def reworded(self, sentence: str, number: int) -> str:
+        """Wording `number` of a sentence: the sentence itself where nothing could be changed."""
         found = self.read(sentence)
         if found is None:
             return sentence
         reading, choices = found
         self.total += 1
+        draw = generator("language.wording", number, stream_id(sentence[:MAX_LOOKED_AT]))
         result = self._edit(reading, choices, draw).written(sentence)
         if draw.random() < self.config.typos:
             result = self._mistyped(result, draw)

@@ -28,7 +28,7 @@ class Texts:
         self.tasks, self.encode, self.augmenter = tuple(tasks), encode, augmenter
         self.sides = BANK.sides if augmenter is None else augmenter.bank.sides
         self.recorded = encode(self.tasks)
-        self.row = functools.lru_cache(MAX_KEPT)(self._row)
+        self.sentence, self.row = functools.lru_cache(MAX_KEPT)(self._sentence), functools.lru_cache(MAX_KEPT)(self._row)
 
     def tokens(
         self, task: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], mirrored: Bool[np.ndarray, "b"], *, reword: bool = False
@@ -38,15 +38,20 @@ class Texts:
         augmenter = self.augmenter if reword and self.augmenter is not None and self.augmenter.config.probability else None
         if augmenter is None and not mirrored.any():
             return Tokens(ids=self.recorded.ids[task], is_pad=self.recorded.is_pad[task])
-        variants = np.full(len(task), -1) if augmenter is None else key.numpy() % augmenter.config.variants
-        rows = [self.row(*choice) for choice in zip(task.tolist(), mirrored.tolist(), variants.tolist(), strict=True)]
+        rows = []
+        for number, sample, is_mirrored in zip(task.tolist(), key.tolist(), mirrored.tolist(), strict=True):
+            wording = None if augmenter is None else augmenter.wording(self.sentence(number, is_mirrored), sample)
+            rows.append(self.row(number, is_mirrored, wording))
         ids, is_pad = (np.stack(part) for part in zip(*rows, strict=True))
         return Tokens(ids=torch.from_numpy(ids), is_pad=torch.from_numpy(is_pad))
 
-    def _row(self, task: int, mirrored: bool, variant: int) -> Row:
-        sentence = mirror_words(self.tasks[task], self.sides) if mirrored else self.tasks[task]
-        if variant >= 0 and self.augmenter is not None:
-            sentence = self.augmenter(sentence, variant)
+    def _sentence(self, task: int, mirrored: bool) -> str:
+        return mirror_words(self.tasks[task], self.sides) if mirrored else self.tasks[task]
+
+    def _row(self, task: int, mirrored: bool, wording: int | None) -> Row:
+        sentence = self.sentence(task, mirrored)
+        if wording is not None and self.augmenter is not None:
+            sentence = self.augmenter.reworded(sentence, wording)
         tokens = self.encode([sentence])
         return tokens.ids[0].numpy(), tokens.is_pad[0].numpy()
 
