@@ -37,7 +37,7 @@ def test_no_change_is_exact():
     assert augment_colour(batch, OFF) is batch
 
 
-@pytest.mark.parametrize("size", [8, 5])  # with and without pixels in groups
+@pytest.mark.parametrize("size", [8, 5, 112])  # with and without pixels in groups, and in more pieces than one
 def test_the_fused_map_equals_the_arithmetic_in_float64(size):
     images = random_images(8, 2, size)
     matrix, offset = colour_maps(KEYS[:8], "head", AugmentConfig(hue=0.1))

@@ -54,7 +54,8 @@ def test_hue_turns_as_far_as_kornias_on_saturated_colours():
     colours = torch.tensor([[0.6, 0.3, 0.3], [0.3, 0.6, 0.3], [0.3, 0.3, 0.6]])
     images = (colours * 255).round().to(torch.uint8).view(3, 1, 3, 1, 1).repeat(8, 1, 1, 2, 2)
     matrix, offset = colour_maps(KEYS[:24], "head", AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0.1))
-    turn = torch.atan2(matrix[:, 1, 0] - matrix[:, 0, 1], (3**0.5) * (matrix.diagonal(dim1=1, dim2=2).sum(1) - 1) / 3 * 1.0)
+    trace = matrix.diagonal(dim1=1, dim2=2).sum(1)
+    turn = torch.atan2((matrix[:, 1, 0] - matrix[:, 0, 1]) * 3**0.5, trace - 1)  # of a rotation about the grey axis
     ours = kornia.color.rgb_to_hsv(apply_colour(images, matrix, offset)[:, 0].double() / 255)[:, 0, 0, 0]
     theirs = kornia.color.rgb_to_hsv(kornia.enhance.adjust_hue(images[:, 0].double() / 255, turn.double()))[:, 0, 0, 0]
     gap = (ours - theirs + torch.pi) % (2 * torch.pi) - torch.pi

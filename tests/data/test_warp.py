@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deftly.data.augment import OFF, AugmentConfig
 from deftly.data.mirror import draw_mirrored
-from deftly.data.warp import copy_shifted, draw_maps, shrink, warp, warp_depth
+from deftly.data.warp import copy_shifted, draw_maps, shrink, warp
 from deftly.types import UsageError
 
 KEYS = torch.arange(1000, 1064)
@@ -155,19 +155,6 @@ def test_flipping_the_frame_and_flipping_the_map_agree():
     flipped = draw_maps(KEYS[:5], *SCENE, EVERYTHING.replace(mirror=1), 32, 37)[0]
     direct = warp(frames, rows, flipped, 32).astype(int)
     assert np.abs(direct - warp(frames[:, :, ::-1].copy(), rows, plain, 32)).max() <= 1
-
-
-def test_depth_keeps_measured_values():
-    depth = np.random.default_rng(0).integers(1, 60000, (3, 37, 37)).astype(np.uint16)
-    rows = np.random.default_rng(1).integers(0, 3, (64, 2))
-    maps = draw_maps(KEYS, *SCENE, EVERYTHING, 32, 37)[0]
-    warped = warp_depth(depth, rows, maps, 32)
-    for window, row in zip(warped, rows, strict=True):
-        assert np.isin(window[0], np.append(depth[row[0]], 0)).all()
-    identity = draw_maps(KEYS, *SCENE, OFF, 37, 37)[0]
-    assert np.array_equal(warp_depth(depth, rows, identity, 37), depth[rows])
-    shifted = draw_maps(KEYS, *SCENE, OFF.replace(shift_pixels=4), 37, 37)[0]
-    assert (warp_depth(depth, rows, shifted, 37) == 0).any(), "beyond the frame nothing was measured"
 
 
 def test_threads_change_no_bit():

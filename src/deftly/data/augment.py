@@ -35,6 +35,7 @@ MIDDLE = 127.5
 GROUP = 4  # pixels per row of the colour product: 12 numbers fill a vector register, 3 would not
 CHUNK = 8  # samples per pass on a CPU: their float copies stay in the cache
 ROUNDING = 2.0**23  # adding it to a float in [0, 255] leaves the nearest integer in the low bits
+SERIAL_ROWS, MOST_PIECES = 2304, 256  # of a product: OpenBLAS keeps to one thread up to this many rows of twelve
 NOISE_BANK = 1 << 20
 CROP_MARGIN = 1.15
 NAMEABLE_HUE = 0.04  # turns that leave red, yellow, green and blue what they are called
@@ -202,11 +203,14 @@ def apply_colour(
 
 def _multiply(colours: Float[Tensor, "b n p"], weights: Float[Tensor, "b p p"], out: Float[Tensor, "b n p"]) -> None:
     """out = colours @ weights. On a CPU by numpy: for so narrow a product its OpenBLAS takes half the time of torch's MKL (measured on
-    Zen 4), and gives one result whatever the number of threads."""
-    if colours.device.type == "cpu":
-        np.matmul(colours.numpy(), weights.numpy(), out=out.numpy())
-    else:
+    Zen 4), and gives one result whatever the number of threads. In pieces too small for it to wake threads, which training needs more."""
+    if colours.device.type != "cpu":
         torch.bmm(colours, weights, out=out)
+        return
+    count, rows, width = colours.shape
+    pieces = next((n for n in range(1, MOST_PIECES) if rows % n == 0 and rows // n <= SERIAL_ROWS), 1)
+    shape = (count, pieces, rows // pieces, width)
+    np.matmul(colours.numpy().reshape(shape), weights.numpy()[:, None], out=out.numpy().reshape(shape))
 
 
 @functools.lru_cache(maxsize=2)

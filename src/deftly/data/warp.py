@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float32, Int64, UInt8, UInt16
+from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
 from deftly.data.augment import AugmentConfig
@@ -120,19 +120,6 @@ def warp(
         part = others[start : start + CHUNK]
         result[part] = _bilinear(frames[rows[part]], maps[part], size)
     return result
-
-
-def warp_depth(
-    frames: UInt16[np.ndarray, "n s s"], rows: Int64[np.ndarray, "b t"], maps: Float32[np.ndarray, "b 2 3"], size: int
-) -> UInt16[np.ndarray, "b t {size} {size}"]:
-    """`warp` for depth: the nearest measurement, since between two depths there is nothing. 0 (not measured) beyond the frame."""
-    stored = frames.shape[1]
-    grid = np.stack(np.broadcast_arrays(np.arange(size)[None, :], np.arange(size)[:, None], np.ones((1, 1), np.int64)), axis=0)
-    places = np.rint(np.einsum("bij,jyx->biyx", maps.astype(np.float64), grid)).astype(np.int64)
-    x, y = places[:, 0], places[:, 1]
-    outside = (x < 0) | (y < 0) | (x >= stored) | (y >= stored)
-    near = frames[rows[:, :, None, None], y.clip(0, stored - 1)[:, None], x.clip(0, stored - 1)[:, None]]
-    return np.where(outside[:, None], np.uint16(0), near)
 
 
 def shrink(images: UInt8[np.ndarray, "t h w 3"], size: int) -> UInt8[np.ndarray, "t {size} {size} 3"]:
