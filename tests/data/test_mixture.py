@@ -146,6 +146,20 @@ def test_the_stream_goes_on_where_it_was(roots, workers):
     resumed.close()
 
 
+def test_a_mixture_straight_from_video_shows_the_same(roots):
+    stored, streamed = build(roots, two(roots), augmentation=OFF), build(roots, two(roots), augmentation=OFF, frames="video")
+    for one, other in zip(stored.parts, streamed.parts, strict=True):
+        wanted = {(int(b.episode[i]), int(b.frame[i])): (b, i) for b in one.train.batches() for i in range(len(b))}
+        batch = streamed.train.next()
+        found = of(batch, streamed.parts.index(other))
+        assert found
+        for place, i in found.items():
+            b, j = wanted[place]
+            assert all(torch.equal(batch.images[name][i], b.images[name][j]) for name in batch.images)
+            assert torch.equal(batch.actions[i], b.actions[j])
+    streamed.close()
+
+
 def test_datasets_of_one_robot_share_its_statistics(roots):
     data = build(roots, Source(path=roots["more"]))
     assert data.parts[0].encoder is data.parts[1].encoder
