@@ -34,10 +34,11 @@ def test_all_four_kinds_happen():
         ("carefuly", "carefully"),
         ("betwen", "between"),
         ("yellwo", "yellow"),
-        ("yelow", "yelow"),
+        ("yelow", "yellow"),
         ("teh", "teh"),
+        ("page", "page"),
+        ("gellow", "gellow"),
         ("botle", "botle"),
-        ("xy", "xy"),
         ("cup", "cup"),
     ],
 )

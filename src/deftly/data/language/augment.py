@@ -164,7 +164,7 @@ class Augmenter:
 
     def _one_error(self, token: str, draw: np.random.Generator) -> str:
         word = token.lower()
-        if len(word) < SHORTEST or not (word.isascii() and word.isalpha()) or word not in self.lexicon.closed:
+        if len(word) < SHORTEST - 1 or not (word.isascii() and word.isalpha()) or word not in self.lexicon.closed:
             return token
         for _ in range(TRIES):
             wrong = mistype(word, draw)

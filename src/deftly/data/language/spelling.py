@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SHORTEST = 3  # letters: a shorter word is too near to too many others
+SHORTEST = 5  # letters of what is mended: a shorter word is near to too many others, and may well be a noun (page, pale)
 
 
 def neighbours(word: str) -> Iterator[str]:
@@ -30,7 +30,7 @@ def mend(word: str, known: frozenset[str], mendable: frozenset[str]) -> str:
     """The one known word that is a single typing error away, if it is mendable; else `word` itself, as where it is known or short."""
     if word in known or len(word) < SHORTEST or not word.isascii() or not word.isalpha():
         return word
-    found = known.intersection(neighbours(word))
+    found = {near for near in known.intersection(neighbours(word)) if near[0] == word[0]}  # the first letter is seldom wrong
     return next(iter(found)) if len(found) == 1 and found <= mendable else word
 
 
