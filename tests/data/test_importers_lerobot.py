@@ -36,7 +36,7 @@ def source(original, tmp_path) -> Path:
 def test_every_value_and_frame_arrives(source, tmp_path):
     report = import_lerobot_v21(source, tmp_path / "out")
     dataset = Dataset.open(tmp_path / "out")
-    assert (report.episodes, report.frames, report.left_out, report.notes) == (3, 13, ["note"], [])
+    assert (report.episodes, report.frames, report.left_out, report.notes) == (3, 13, [], [])
     assert (dataset.fps, dataset.tasks, dataset.cameras) == (10, TASKS, ("head", "wrist"))
     assert dataset.embodiment.action.names == robot().action.names
     for number, length in enumerate(LENGTHS):
@@ -49,6 +49,7 @@ def test_every_value_and_frame_arrives(source, tmp_path):
         assert np.array_equal(dataset.frames(number, "head"), clip)
         assert np.array_equal(dataset.frames(number, "wrist"), episode(number, length).images["wrist"])
     assert dataset.column("index").tolist() == list(range(13))
+    assert dataset.texts("note") == ["x"] * 13
 
 
 def test_clips_off_the_grid_are_encoded_anew_and_reported(source, tmp_path):

@@ -23,7 +23,7 @@ from deftly.data.content import Watch, episode_digests
 from deftly.data.embedded import read_depth, read_images
 from deftly.data.index import EpisodeIndex
 from deftly.data.recording import recover
-from deftly.data.rows import read_columns, read_rows, row_files
+from deftly.data.rows import read_columns, read_rows, read_texts, row_files
 from deftly.data.schema import ACTION, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, VERSION, Info, embodiment_of, read_info
 from deftly.data.tables import EpisodeColumns, read_episodes, read_tasks
 from deftly.data.tables_v2 import EpisodeLines
@@ -130,14 +130,21 @@ class Dataset:
         return task
 
     def column(self, name: str) -> np.ndarray:
-        """A numeric column over all frames, read-only: vectors and floats as [N dim] float32, whole numbers as [N] int64."""
+        """A numeric column over all frames, read-only: vectors and floats as [N dim] float32 (or [N ...]), whole numbers as [N] int64."""
         if name not in self._columns:
             feature = self.features.get(name)
-            if feature is None or not feature.is_numeric or len(feature.shape) != 1:
-                known = [key for key, item in self.features.items() if item.is_numeric and len(item.shape) == 1]
+            if feature is None or not feature.is_numeric:
+                known = [key for key, item in self.features.items() if item.is_numeric]
                 raise DataError(f"{self.root}: no numeric column {name!r}; there are {', '.join(known)}")
             self._columns[name] = read_columns(self.root, self.info, self.index, [name])[name]
         return self._columns[name]
+
+    def texts(self, name: str) -> list[str]:
+        """A column of text over all frames."""
+        if name not in self.features or self.features[name].dtype != "string":
+            known = [key for key, item in self.features.items() if item.dtype == "string"]
+            raise DataError(f"{self.root}: no column of text {name!r}; there are {', '.join(known) or 'none'}")
+        return read_texts(self.root, self.info, self.index, name)
 
     @property
     def state(self) -> np.ndarray:

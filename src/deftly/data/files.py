@@ -29,6 +29,12 @@ def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:
         if feature.dtype == "image":
             columns.append(pa.field(name, pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
             described[name] = {"_type": "Image"}
+        elif len(feature.shape) > 1:
+            kind = _value_type(feature.dtype)
+            for _ in feature.shape:
+                kind = pa.list_(kind)
+            columns.append(pa.field(name, kind))
+            described[name] = {"shape": list(feature.shape), "dtype": feature.dtype, "_type": f"Array{len(feature.shape)}D"}
         elif feature.shape == (1,):
             columns.append(pa.field(name, _value_type(feature.dtype)))
             described[name] = value
@@ -43,8 +49,8 @@ def _value_type(dtype: str) -> pa.DataType:
     return pa.bool_() if dtype == "bool" else pa.type_for_alias(dtype)
 
 
-def arrow_table(schema: pa.Schema, columns: Mapping[str, np.ndarray], images: Mapping[str, Sequence[bytes]]) -> pa.Table:
-    """Rows of one episode: numeric columns [T] or [T d], and encoded images."""
+def arrow_table(schema: pa.Schema, columns: Mapping[str, np.ndarray | Sequence[str]], images: Mapping[str, Sequence[bytes]]) -> pa.Table:
+    """Rows of one episode: numeric columns [T], [T d] or [T ...], texts, and encoded images."""
     arrays = []
     for item in schema:
         if item.name in images:
@@ -52,9 +58,25 @@ def arrow_table(schema: pa.Schema, columns: Mapping[str, np.ndarray], images: Ma
         elif pa.types.is_fixed_size_list(item.type):
             flat = pa.array(np.ascontiguousarray(columns[item.name]).reshape(-1), type=item.type.value_type)
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=item.type))
+        elif pa.types.is_string(item.type):
+            arrays.append(pa.array(columns[item.name], type=item.type))
+        elif pa.types.is_list(item.type):
+            arrays.append(_nested(np.asarray(columns[item.name]), item.type))
         else:
-            arrays.append(pa.array(columns[item.name].reshape(-1), type=item.type))
+            arrays.append(pa.array(np.asarray(columns[item.name]).reshape(-1), type=item.type))
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _nested(values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """An array [T ...] as lists of lists, one level per axis."""
+    leaf = kind
+    while pa.types.is_list(leaf):
+        leaf = leaf.value_type
+    array = pa.array(np.ascontiguousarray(values).reshape(-1), type=leaf)
+    for axis in range(values.ndim - 1, 0, -1):
+        count = int(np.prod(values.shape[:axis]))
+        array = pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * values.shape[axis], array)
+    return array
 
 
 class DataFiles:

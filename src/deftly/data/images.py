@@ -114,3 +114,10 @@ def encode_png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def encode_depth(depth: UInt16[np.ndarray, "h w"]) -> bytes:
+    """Distances as a 16-bit PNG, every one kept."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(depth)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

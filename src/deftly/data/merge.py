@@ -64,7 +64,7 @@ class _Target:
         if self._rows is None:
             self._rows = DataFiles(self._root, rows.schema)
         old = [row for path in _episode_files(source.root) for row in read_table(path).to_pylist()]
-        numeric = [name for name, item in source.features.items() if item.is_numeric]
+        numeric = [name for name, item in source.features.items() if item.is_vector]
         columns = {name: source.column(name) for name in numeric}
         tasks = np.array([self._tasks.setdefault(task, len(self._tasks)) for task in source.tasks], dtype=np.int64)
         for episode, before in enumerate(old):

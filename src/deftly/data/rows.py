@@ -30,6 +30,17 @@ def read_rows(path: Path, info: Info, index: EpisodeIndex, episodes: Int64[np.nd
 
     Raises `EpisodeError` for the first episode whose rows are not there once each, `DataError` where the whole file is wrong.
     """
+    table, order = _table(path, info, index, episodes, names)
+    found = {}
+    for name in names:
+        values = to_numpy(table.column(name), f"{path}: {name}")
+        _check_shape(path, name, values, info.features[name])
+        found[name] = values if order is None else values[order]
+    return found
+
+
+def _table(path: Path, info: Info, index: EpisodeIndex, episodes: np.ndarray, names: Sequence[str]) -> tuple[pa.Table, np.ndarray | None]:
+    """Columns of a file, and the order in which its rows are those of the episodes; None where they lie so."""
     numbers, length = index.numbers(episodes), np.diff(index.start)[episodes]
     columns = list(dict.fromkeys([EPISODE, FRAME, *names]))
     sizes = {name: math.prod(info.features[name].shape) for name in names}
@@ -40,13 +51,7 @@ def read_rows(path: Path, info: Info, index: EpisodeIndex, episodes: Int64[np.nd
             raise EpisodeError(message, int(numbers[0]), "rows") if len(numbers) == 1 else DataError(message)
     else:
         table = read_table(path, columns, groups=groups_of(path, int(numbers[0]), int(numbers[-1])), values=sizes)
-    order = _by_key(path, table, numbers, length)
-    found = {}
-    for name in names:
-        values = to_numpy(table.column(name), f"{path}: {name}")
-        _check_shape(path, name, values, info.features[name])
-        found[name] = values if order is None else values[order]
-    return found
+    return table, _by_key(path, table, numbers, length)
 
 
 def _by_key(path: Path, table: pa.Table, numbers: np.ndarray, length: np.ndarray) -> np.ndarray | None:
@@ -97,6 +102,21 @@ def read_columns(root: Path, info: Info, index: EpisodeIndex, names: Sequence[st
     for name in names:
         columns.setdefault(name, np.zeros(0, np.int64)).flags.writeable = False
     return columns
+
+
+def read_texts(root: Path, info: Info, index: EpisodeIndex, name: str) -> list[str]:
+    """A column of text in the order of the index."""
+    found: list[str] = [""] * index.num_frames
+    for path, episodes in row_files(root, info, index):
+        table, order = _table(path, info, index, episodes, [name])
+        column = table.column(name) if order is None else table.column(name).take(order)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
+            raise DataError(f"{path}: {name} is {column.type} with {column.null_count} values missing, expected text")
+        values, at = column.to_pylist(), 0
+        for begin, end in zip(index.start[episodes].tolist(), index.start[episodes + 1].tolist(), strict=True):
+            found[begin:end] = values[at : at + end - begin]
+            at += end - begin
+    return found
 
 
 def place_rows(column: np.ndarray, values: np.ndarray, index: EpisodeIndex, episodes: Int64[np.ndarray, "m"]) -> None:

@@ -65,6 +65,18 @@ class Feature:
         return values if self.info is None else {**values, "info": dict(self.info)}
 
     @property
+    def is_vector(self) -> bool:
+        """Numbers in a row: what has statistics."""
+        return self.is_numeric and len(self.shape) == 1
+
+    @property
+    def can_be_extra(self) -> bool:
+        """Whether a writer can keep it beside cameras, state and action."""
+        if self.dtype == "image":
+            return self.is_depth and len(self.shape) == 3 and self.shape[2] == 1
+        return (self.is_numeric and 1 <= len(self.shape) <= 5) or (self.dtype == "string" and self.shape == (1,))
+
+    @property
     def is_depth(self) -> bool:
         """Whether its pixels are distances."""
         return self.is_camera and self.info is not None and bool(self.info.get("video.is_depth_map") or self.info.get("is_depth_map"))
@@ -239,8 +251,12 @@ def next_file(chunk: int, file: int) -> tuple[int, int]:
     return (chunk + 1, 0) if file == CHUNKS_SIZE - 1 else (chunk, file + 1)
 
 
-def features_of(embodiment: Embodiment, images: Mapping[str, Storage], extra: Mapping[str, tuple[str, ...]]) -> dict[str, Feature]:
-    """The features that hold an embodiment; `extra` names the elements of further float32 vectors per frame."""
+Extra = Mapping[str, tuple[str, ...] | Feature]
+"""Further columns per frame: the names of a float32 vector's elements, or a feature: numbers of rank 1 to 5, text, 16-bit depth images."""
+
+
+def features_of(embodiment: Embodiment, images: Mapping[str, Storage], extra: Extra) -> dict[str, Feature]:
+    """The features that hold an embodiment and `extra`."""
     features: dict[str, Feature] = {}
     for camera in embodiment.cameras:
         kind = images.get(camera.name, "video")
@@ -255,7 +271,9 @@ def features_of(embodiment: Embodiment, images: Mapping[str, Storage], extra: Ma
     for name, names in extra.items():
         if name in features or name in DEFAULT_FEATURES or "/" in name:
             raise UsageError(f"the extra feature {name!r} collides with a feature of the format, or holds a '/'")
-        features[name] = Feature("float32", (len(names),), names)
+        features[name] = names if isinstance(names, Feature) else Feature("float32", (len(names),), names)
+        if not features[name].can_be_extra:
+            raise UsageError(f"the extra feature {name!r} is neither numbers of rank 1 to 5, nor text, nor depth images of one channel")
     return {**features, **DEFAULT_FEATURES}
 
 

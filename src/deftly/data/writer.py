@@ -21,9 +21,9 @@ from deftly.contract import Embodiment
 from deftly.data import statistics as stats
 from deftly.data import video
 from deftly.data.files import DataFiles, VideoFiles, arrow_schema, arrow_table
-from deftly.data.images import decode_image
+from deftly.data.images import decode_depth, decode_image, encode_depth
 from deftly.data.metadata import write_metadata
-from deftly.data.schema import ACTION, DEFAULT_FEATURES, IMAGES, STATE, Feature, Storage, features_of
+from deftly.data.schema import ACTION, DEFAULT_FEATURES, IMAGES, STATE, Extra, Feature, Storage, features_of
 from deftly.data.video import VideoClip
 from deftly.types import DataError, UsageError
 
@@ -42,7 +42,8 @@ class EpisodeData:
     state: np.ndarray  # [T s]
     action: np.ndarray  # [T a]
     task: str | Sequence[str]  # the instruction, of the episode or of every frame
-    extra_frame: Mapping[str, np.ndarray] = field(default_factory=dict)  # name -> [T d], for every name the writer was told
+    extra_frame: Mapping[str, np.ndarray | Sequence[str] | Sequence[bytes]] = field(default_factory=dict)
+    """For every name that the writer was told: [T d] or [T ...] numbers, T texts, depth as uint16 [T h w] or as T encoded PNG."""
     extra_episode: Mapping[str, int | float | str | bool] = field(default_factory=dict)  # provenance: any names
 
 
@@ -51,7 +52,7 @@ class DatasetWriter:
 
     Everything is written into a temporary sibling of `root`, which is renamed by `finish`; leaving the block without it removes it.
     `images` says per camera whether frames become an mp4 ("video", the default) or stay encoded images in the parquet file ("image").
-    `extra` names the elements of further float32 vectors per frame. `about` is kept in meta/deftly.json.
+    `extra` says what else there is per frame (`schema.Extra`). `about` is kept in meta/deftly.json.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class DatasetWriter:
         embodiment: Embodiment,
         *,
         images: Mapping[str, Storage] | None = None,
-        extra: Mapping[str, tuple[str, ...]] | None = None,
+        extra: Extra | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self.root = Path(root)
@@ -120,7 +121,7 @@ class DatasetWriter:
         columns["index"] = self.num_frames + frame_index
         columns["task_index"] = np.array([self.tasks.setdefault(task, len(self.tasks)) for task in tasks], dtype=np.int64)
         row = episode_row(number, list(dict.fromkeys(tasks)), self.num_frames, columns)
-        encoded: dict[str, Sequence[bytes]] = {}
+        texts, encoded = self._others(episode, length, where)
         for camera, sample in samples.items():
             key, images = IMAGES + camera, episode.images[camera]
             histogram = stats.image_histogram(sample)
@@ -130,7 +131,7 @@ class DatasetWriter:
                 row |= self._videos[camera].add(images, length)
             else:
                 encoded[key] = images
-        row |= self._rows.add(arrow_table(self._schema, columns, encoded))
+        row |= self._rows.add(arrow_table(self._schema, {**columns, **texts}, encoded))
         self._episodes.append({**row, **episode.extra_episode})
         for name, column in columns.items():
             self._columns.setdefault(name, []).append(column)
@@ -146,21 +147,39 @@ class DatasetWriter:
             given[STATE] = episode.state
         columns: dict[str, np.ndarray] = {}
         for name, feature in self.features.items():
-            if feature.is_camera or name in DEFAULT_FEATURES:
+            if not feature.is_vector or name in DEFAULT_FEATURES:
                 continue
-            if name not in given:
-                raise DataError(f"{where}: {name} is missing")
-            values = np.ascontiguousarray(given[name], dtype=np.float32)
-            if values.shape != (length, *feature.shape):
-                raise DataError(f"{where}: {name} has shape {list(values.shape)}, expected {[length, *feature.shape]}")
-            if not np.isfinite(values).all():
-                frame, dim = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
-                raise DataError(f"{where} frame {frame}: {name}[{dim}] is {values[frame, dim]}")
-            columns[name] = values
-        unknown = sorted(set(given) - set(columns))
+            columns[name] = _numbers(given.get(name), feature, length, f"{where}: {name}")
+        others = {name for name, feature in self.features.items() if feature.can_be_extra and not feature.is_vector}
+        unknown = sorted(set(given) - set(columns) - others)
         if unknown:
             raise DataError(f"{where}: {unknown[0]!r} was not announced to the writer")
         return columns
+
+    def _others(self, episode: EpisodeData, length: int, where: str) -> tuple[dict[str, Any], dict[str, Sequence[bytes]]]:
+        """What has no statistics: texts and arrays of further axes, and encoded depth."""
+        plain: dict[str, Any] = {}
+        encoded: dict[str, Sequence[bytes]] = {}
+        for name, feature in self.features.items():
+            if feature.is_vector or not feature.can_be_extra:
+                continue
+            given, what = episode.extra_frame.get(name), f"{where}: {name}"
+            if feature.is_numeric:
+                plain[name] = _numbers(given, feature, length, what)
+            elif isinstance(given, np.ndarray) and (given.dtype != np.uint16 or given.ndim != 3):
+                raise DataError(f"{what} is {given.dtype} {list(given.shape)}, expected uint16 [T h w] in its unit")
+            elif given is None or len(given) != length:
+                raise DataError(f"{what}: {'is missing' if given is None else f'{len(given)} values for {length} frames'}")
+            elif feature.dtype == "string":
+                if not all(isinstance(text, str) for text in given):
+                    raise DataError(f"{what}: a value is not text")
+                plain[name] = list(given)
+            else:
+                height, width, _ = feature.shape
+                encoded[name] = [encode_depth(item) if isinstance(item, np.ndarray) else item for item in given]  # type: ignore[misc]
+                for frame, data in enumerate(encoded[name]):
+                    decode_depth(data, height, width, f"{what} frame {frame}")
+        return plain, encoded
 
     def _sample(self, episode: EpisodeData, camera: str, length: int, where: str) -> np.ndarray:
         """Check an episode's images; returns the frames that its image statistics are taken from, uint8 [n h w 3]."""
@@ -228,6 +247,20 @@ class DatasetWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._directory.exists():
             self.abort()
+
+
+def _numbers(given: Any, feature: Feature, length: int, where: str) -> np.ndarray:
+    """A numeric column of an episode, checked."""
+    if given is None:
+        raise DataError(f"{where} is missing")
+    values = np.ascontiguousarray(given, dtype=np.dtype(feature.dtype))
+    if values.shape != (length, *feature.shape):
+        raise DataError(f"{where} has shape {list(values.shape)}, expected {[length, *feature.shape]}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        frame, *place = (int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        at, name = where.rsplit(": ", 1)
+        raise DataError(f"{at} frame {frame}: {name}[{', '.join(map(str, place))}] is {values[(frame, *place)]}")
+    return values
 
 
 def episode_row(number: int, tasks: list[str], first_row: int, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:

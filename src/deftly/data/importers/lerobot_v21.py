@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from deftly.contract import Embodiment
 from deftly.data.importers.report import BUDGET, ImportReport, require_folder
-from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Info, embodiment_of, read_info
+from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Feature, Info, embodiment_of, read_info
 from deftly.data.tables import read_table, to_numpy
 from deftly.data.tables_v2 import EPISODES, VERSIONS, read_episodes, read_tasks
 from deftly.data.video import VideoClip
@@ -52,16 +53,18 @@ class _Source:
         if ACTION not in self.info.features:
             raise DataError(f"{self.where}: has no feature {ACTION!r}; there are {', '.join(self.info.features)}")
 
-    def _other_features(self) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-        """Further numeric vectors per frame that can be taken over, and the names of what cannot."""
-        extra: dict[str, tuple[str, ...]] = {}
+    def _other_features(self) -> tuple[dict[str, tuple[str, ...] | Feature], list[str]]:
+        """Further columns per frame that can be taken over, and the names of what cannot."""
+        extra: dict[str, tuple[str, ...] | Feature] = {}
         left_out = []
         for name, item in self.info.features.items():
-            if item.is_camera or name in DEFAULT_FEATURES or name in (STATE, ACTION):
+            if (item.is_camera and not item.is_depth) or name in DEFAULT_FEATURES or name in (STATE, ACTION):
                 continue
-            if item.is_numeric and len(item.shape) == 1:
+            if item.is_vector:
                 size = item.shape[0]
                 extra[name] = item.names if item.names and len(item.names) == size else tuple(f"{name}_{i}" for i in range(size))
+            elif item.can_be_extra:
+                extra[name] = item
             else:
                 left_out.append(name)
         return extra, left_out
@@ -87,12 +90,19 @@ class _Source:
         table = read_table(path, names, max_rows=length)
         if table.num_rows != length:
             raise DataError(f"{where}: {table.num_rows} rows, meta/episodes.jsonl says {length}")
-        columns = {name: to_numpy(table.column(name), f"{where}: {name}") for name in names if not self.info.features[name].is_camera}
+        numeric = [name for name in names if self.info.features[name].is_numeric]
+        columns = {name: to_numpy(table.column(name), f"{where}: {name}") for name in numeric}
         self._check_keys(columns, episode, length, where)
         unknown = [int(i) for i in np.unique(columns["task_index"]) if not 0 <= i < len(self.tasks)]
         if unknown:
             raise DataError(f"{where}: task_index {unknown[0]} is not in meta/tasks.jsonl")
-        vectors = {name: values.reshape(length, -1) for name, values in columns.items() if name not in DEFAULT_FEATURES}
+        vectors = {
+            name: values.reshape(length, *values.shape[1:] or (1,)) for name, values in columns.items() if name not in DEFAULT_FEATURES
+        }
+        others: dict[str, Any] = {}
+        for name in set(self.extra) - set(columns):
+            is_text = self.info.features[name].dtype == "string"
+            others[name] = table.column(name).to_pylist() if is_text else _embedded(table.column(name), f"{where}, {name}")
         images: dict[str, Images] = {}
         for camera, key in self.cameras.items():
             if self.info.features[key].dtype == "image":
@@ -105,7 +115,7 @@ class _Source:
                 state=vectors.pop(STATE, np.zeros((length, 0), dtype=np.float32)),
                 action=vectors.pop(ACTION),
                 task=[self.tasks[int(i)] for i in columns["task_index"]],
-                extra_frame=vectors,
+                extra_frame={**vectors, **others},
             )
         except KeyError as error:
             raise DataError(f"{where}: {error} is missing") from None
