@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from damage import LENGTH, change, edit_info, write_six
+from damage import LENGTH, change, cut, edit, edit_info, set_column, write_six
 from deftly import storage
 from deftly.cli.main import main as deftly
 from deftly.data import quarantine
 from deftly.data.check.findings import CheckConfig, Report
 from deftly.data.check.run import check
 from deftly.data.dataset import Dataset
+from deftly.data.export import export_v21
+from deftly.data.repair import repair
 from deftly.data.writer import DatasetWriter, EpisodeData
 from guards import guards
 from recordings import episode
@@ -191,3 +193,51 @@ def test_the_table_and_the_json_say_the_same(tmp_path: Path, capsys: pytest.Capt
     assert report["quarantined"] == [1]
     assert report["counts"]["quarantine"] == 1
     assert report["findings"][0]["code"] == "not_finite"
+
+
+def test_row_numbers_with_a_gap_are_worth_a_note(tmp_path: Path):
+    root = write_six(tmp_path / "data")
+    change(root, 5, "index", lambda values: [value + 7 for value in values])
+    report = check(root)
+    assert report.refusal is None
+    assert "index_gap" in codes(report, "note")
+
+
+def test_an_episode_that_is_far_too_long_is_worth_a_look(tmp_path: Path):
+    root = write_six(tmp_path / "data", (LENGTH, LENGTH, 20 * LENGTH, LENGTH))
+    assert codes(check(root), "warn") == {"long_episode": 2}
+
+
+def six_v21(root: Path) -> Path:
+    """The six episodes as LeRobot v2.1."""
+    export_v21(Dataset.open(write_six(root.parent / "v3")), root)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "verdict"),
+    [
+        (lambda root: None, None, None),
+        (lambda root: cut(root / V21_VIDEO, 0.5), "broken_video", "quarantine"),
+        (lambda root: cut(root / V21_DATA, 0.5), "broken_table", "quarantine"),
+        (lambda root: (root / V21_DATA).unlink(), "missing_file", "refuse"),
+        (lambda root: edit(root / V21_DATA, lambda table: table.slice(0, 9)), "row_count", "refuse"),
+        (lambda root: edit(root / V21_DATA, lambda table: set_column(table, "timestamp", [0.0] * LENGTH)), "time_order", "quarantine"),
+        (lambda root: edit_info(root, total_frames=3), "metadata", "refuse"),
+    ],
+)
+def test_older_datasets_are_judged_the_same(tmp_path: Path, damage, code, verdict):
+    root = six_v21(tmp_path / "v21")
+    damage(root)
+    report = check(root, CheckConfig(full=True, budget=0.5))
+    assert {finding.code for finding in report.findings if finding.verdict in ("refuse", "quarantine")} == ({code} if code else set())
+    if verdict == "quarantine":
+        assert report.quarantined.tolist() == [2]
+        assert repair(root, tmp_path / "mended").episodes >= 5
+        assert check(tmp_path / "mended", FULL).refusal is None
+    else:
+        assert (report.refusal is not None) == (verdict == "refuse")
+
+
+V21_VIDEO = "videos/chunk-000/observation.images.head/episode_000002.mp4"
+V21_DATA = "data/chunk-000/episode_000002.parquet"

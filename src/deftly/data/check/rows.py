@@ -17,6 +17,7 @@ from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Feature
 from deftly.data.tables import read_table
 from deftly.types import DataError
 
+KEPT = (STATE, ACTION, "timestamp", "task_index", "index")  # what is looked at across files; the rest is checked file by file
 KEYS = ("episode_index", "frame_index", "index", "task_index")
 REPAIR = "`deftly data repair` writes a copy without these episodes"
 SALVAGE = "`deftly data repair` salvages what can be read"
@@ -28,8 +29,13 @@ class Rows:
 
     episodes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     start: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    columns: dict[str, np.ndarray] = field(default_factory=dict)  # numeric features: [N] int64 or [N d] float32
+    columns: dict[str, np.ndarray] = field(default_factory=dict)  # those of KEPT: [N] int64 or [N d] float32
     index_runs: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # stretches [begin, end) of the global index
+
+    def place(self, row: int) -> tuple[int, int]:
+        """(episode, frame) of a row."""
+        at = int(np.searchsorted(self.start, row, side="right")) - 1
+        return int(self.episodes[at]), int(row - self.start[at])
 
     def first(self, mask: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """(episode, frame, row) of the first row of each episode for which `mask` [N] holds."""
@@ -89,7 +95,7 @@ class _File:
         if any(finding.verdict == "refuse" for finding in self.findings) or not self._check_keys(columns):
             return None, self.findings
         order = np.lexsort((columns["frame_index"], columns["episode_index"]))
-        columns = {name: values[order] for name, values in columns.items()}
+        columns = {name: columns[name][order] for name in KEPT if name in columns}
         lengths = self.dataset.episode_length[self.episodes]
         rows = Rows(self.episodes, np.concatenate([[0], np.cumsum(lengths)]), columns, _runs(columns.pop("index")))
         self._quarantine_nulls(rows, self.nulls[order])

@@ -15,6 +15,7 @@ from deftly.data.schema import ACTION, STATE
 OUTLIER = 1e3  # times the spread between the 5 % and 95 % quantiles, away from the median
 SPIKE_STEP = 10  # times the 99 % quantile of the steps from row to row, out and back again in one frame
 SPIKE_RANGE = 0.5  # and at least this share of the spread
+FEW_LEVELS = 4  # different values: a switch jumps by nature
 NEAR_CONSTANT = 1e-2  # of the median spread of the feature's dimensions: normalisation raises it to that
 STILL = 1e-3  # of a dimension's spread: less than this from row to row is no motion
 IDLE_S = 2.0  # a pause as long as this is idle
@@ -52,9 +53,11 @@ def _not_finite(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ..
 
 def _spread(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], finite: np.ndarray) -> list[Finding]:
     """Outliers, and dimensions that do not move or hardly."""
-    known = values[finite].astype(np.float64)
-    low, middle, high = np.quantile(known, (0.05, 0.5, 0.95), axis=0)
-    spread, whole = high - low, known.max(0) - known.min(0)
+    known = values if finite.all() else values[finite]
+    low, middle, high = (np.empty(len(labels)) for _ in range(3))
+    for dim in range(len(labels)):  # one at a time: a quantile works on a copy
+        low[dim], middle[dim], high[dim] = np.quantile(known[:, dim].astype(np.float64), (0.05, 0.5, 0.95))
+    spread, whole = high - low, known.max(0).astype(np.float64) - known.min(0)
     moving = np.where(spread > 0, spread, whole)
     typical = float(np.median(moving[moving > 0])) if (moving > 0).any() else 0.0
     found = []
@@ -67,7 +70,7 @@ def _spread(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], 
         away = np.where(finite, np.abs(values[:, dim] - middle[dim]), 0)
         if reach > 0 and away.max() > reach:
             row = int(away.argmax())
-            episode, frame, _ = next(rows.first(np.arange(len(away)) == row))
+            episode, frame = rows.place(row)
             message = f"{label!r} is {values[row, dim]:.4g}, while 90 % of the values lie within {low[dim]:.4g} .. {high[dim]:.4g}"
             remedy = "keep normalization quantile (mean_std and min_max are refused), or repair the episode"
             found.append(Finding(code="outlier", verdict="warn", episode=episode, frame=frame, field=name, message=message, remedy=remedy))
@@ -81,31 +84,27 @@ def _spread(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], 
 
 def _spikes(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], finite: np.ndarray) -> list[Finding]:
     """A single frame that jumps out and back: a dropped packet, not a motion."""
-    if len(values) < 3:
-        return []
-    inner = np.ones(len(values), dtype=bool)
+    inner = np.zeros(len(values), dtype=bool)  # has a neighbour on both sides, in its own episode
+    inner[1:-1] = finite[1:-1] & finite[:-2] & finite[2:]
     inner[rows.start[:-1]] = inner[rows.start[1:] - 1] = False
-    inner[1:-1] &= finite[1:-1] & finite[:-2] & finite[2:]
-    inner[0] = inner[-1] = False
-    with np.errstate(invalid="ignore", over="ignore"):
-        before, after = np.zeros(values.shape), np.zeros(values.shape)
-        before[1:] = np.diff(values.astype(np.float64), axis=0)
-        after[:-1] = -before[1:]
-        jump = np.where((np.sign(before) == np.sign(after)) & inner[:, None], np.minimum(np.abs(before), np.abs(after)), 0)
-    steps = np.abs(before[1:][inner[1:]])
+    if not inner.any():
+        return []
     found = []
     for dim, label in enumerate(labels):
-        if not len(steps) or len(np.unique(values[finite, dim])) <= 4:  # a switch jumps by nature
+        column = np.where(finite, values[:, dim], 0).astype(np.float64)
+        if len(np.unique(column[finite])) <= FEW_LEVELS:
             continue
-        spread = float(np.subtract(*np.quantile(values[finite, dim], (0.99, 0.01))))
-        limit = max(SPIKE_STEP * float(np.quantile(steps[:, dim], 0.99)), SPIKE_RANGE * spread)
-        spikes = jump[:, dim] > limit
+        steps = np.diff(column)
+        before, after = np.append(0, steps), np.append(-steps, 0)
+        jump = np.where((np.sign(before) == np.sign(after)) & inner, np.minimum(np.abs(before), np.abs(after)), 0)
+        spread = float(np.subtract(*np.quantile(column[finite], (0.99, 0.01))))
+        limit = max(SPIKE_STEP * float(np.quantile(np.abs(before[inner]), 0.99)), SPIKE_RANGE * spread)
+        spikes = jump > limit
         if limit > 0 and spikes.any():
             episode, frame, row = next(rows.first(spikes))
-            message = f"{label!r} jumps by {jump[row, dim]:.3g} for one frame ({int(spikes.sum())} such frames)"
-            found.append(
-                Finding(code="spike", verdict="warn", episode=episode, frame=frame, field=name, message=message, remedy="look at it")
-            )
+            message = f"{label!r} jumps by {jump[row]:.3g} for one frame ({int(spikes.sum())} such frames)"
+            remedy = "look at it: a lost packet is not a motion"
+            found.append(Finding(code="spike", verdict="warn", episode=episode, frame=frame, field=name, message=message, remedy=remedy))
     return found
 
 
@@ -139,7 +138,7 @@ def _idle(rows: Rows, dataset: Dataset, features: dict[str, tuple[np.ndarray, tu
     begin, end = begin[long], end[long]
     share = float((end - begin).sum()) / len(values)
     worst = int((end - begin).argmax())
-    episode, frame, _ = next(rows.first(np.arange(len(values)) == begin[worst]))
+    episode, frame = rows.place(int(begin[worst]))
     longest = (end - begin)[worst] / dataset.fps
     message = f"nothing moves in {share:.0%} of the frames ({len(begin)} stretches of {IDLE_S:g} s or more, the longest {longest:.1f} s)"
     verdict = "warn" if share > IDLE_SHARE else "note"
