@@ -222,14 +222,11 @@ def _noise_bank(device: torch.device, count: int) -> Float[Tensor, "n"]:
 
 
 def _add_noise(levels: Float[Tensor, "b n p"], noise: Noise) -> None:
+    """A sample at a time: a table of places in the bank would take more memory than the images."""
     count = levels[0].numel()
     bank = _noise_bank(levels.device, count)
-    if levels.device.type == "cpu":
-        for row, start, level in zip(levels.view(len(levels), -1), noise.start.tolist(), noise.level.tolist(), strict=True):
-            row.add_(bank[start : start + count], alpha=level)
-    else:
-        places = noise.start.to(levels.device)[:, None] + torch.arange(count, device=levels.device)
-        levels.view(len(levels), -1).addcmul_(bank[places], noise.level.to(levels.device)[:, None])
+    for row, start, level in zip(levels.view(len(levels), -1), noise.start.tolist(), noise.level.tolist(), strict=True):
+        row.add_(bank[start : start + count], alpha=level)
 
 
 def draw_blur(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> tuple[Bool[Tensor, "b"], Float[Tensor, "b"]]:
