@@ -67,7 +67,8 @@ def main() -> int:
             return process
 
         peers = {backend: start("peer") for backend in ("pyav", "torchcodec")}
-        bench = Bench(start("ours"), peers, start, work, options.rounds or (3 if options.quick else 5), options.quick)
+        real = Path(named) if (named := os.environ.get("DEFTLY_REAL_DATA")) else None
+        bench = Bench(start("ours"), peers, start, work, real, options.rounds or (3 if options.quick else 5), options.quick)
         for name in options.rows:
             began, (measure, goal) = time.perf_counter(), GOALS[name]
             results[name] = {**measure(bench), "goal": goal}
@@ -81,6 +82,8 @@ def main() -> int:
 
 
 def print_row(name: str, row: dict[str, Any], seconds: float) -> None:
+    if "real" in row:
+        print_row(f"{name} (real)", {**row["real"], "goal": row["goal"]}, seconds)
     second = f", torchcodec {row['ratio_torchcodec']:.1f} x" if "ratio_torchcodec" in row else ""
     print(
         f"{name:<13} {row['ratio']:8.1f} x (goal {row['goal']:g}; {row['ratio_min']:.1f}..{row['ratio_max']:.1f}{second})   "

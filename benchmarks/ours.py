@@ -23,6 +23,7 @@ from deftly.data.augment import OFF
 from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
 from deftly.data.encoding import ObservationEncoder
+from deftly.data.importers.lerobot_v21 import import_lerobot_v21
 from deftly.data.loader import Loader
 from deftly.data.measure import Part, measure
 from deftly.data.schema import IMAGES
@@ -44,6 +45,11 @@ class Ours:
 
     def fixture(self, name: str, root: str, sizes: dict[str, int]) -> None:
         getattr(fixtures, name)(Path(root), **sizes)
+
+    def humanoid(self, source: str, root: str) -> None:
+        """A real recording, its packets copied: AV1 at 480 x 640, as lerobot's own recorder encodes."""
+        if not Path(root).exists():
+            import_lerobot_v21(Path(source), Path(root))
 
     def lengths(self, root: str) -> list[int]:
         return self._opened(root).episode_length.tolist()

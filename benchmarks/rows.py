@@ -31,6 +31,8 @@ class Bench:
     peers: Mapping[str, Process]
     start: Callable[[str], Process]
     work: Path
+    real: Path | None
+    """Where real recordings are, for figures that stand beside a row's own."""
     rounds: int
     quick: bool
 
@@ -153,13 +155,18 @@ def video_of(bench: Bench, root: str, keys: tuple[str, ...], count: int) -> Meas
 
 
 def video(bench: Bench) -> Measured:
-    """Decoder beside decoder, no loader around either: the same windows on both sides."""
+    """Decoder beside decoder, no loader around either: the same windows on both sides; beside it on a real camera's video."""
     row = video_of(bench, bench.demonstrations(), CAMERAS, bench.size(100, 20))
-    return {
-        **row,
-        "settings": "random windows of 8 consecutive frames of one camera, h264 at 128 px, a key frame every 2; decoders alone, ours into "
-        "uint8, the peer's into float32; 1 process each",
-    }
+    row["settings"] = (
+        "random windows of 8 consecutive frames of one camera, h264 at 128 px, a key frame every 2; decoders alone, ours into uint8, the "
+        "peer's into float32; 1 process each"
+    )
+    if bench.real is not None and (bench.real / "g1_sample").is_dir():
+        root = str(bench.work / "humanoid")
+        bench.ours.call("humanoid", source=str(bench.real / "g1_sample"), root=root)
+        real = video_of(bench, root, ("observation.images.cam_high",), bench.size(20, 5))
+        row |= {"real": {**real, "settings": "a humanoid's head camera, AV1 at 480 x 640"}, "equal": row["equal"] and real["equal"]}
+    return row
 
 
 def sequential(bench: Bench) -> Measured:
