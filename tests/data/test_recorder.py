@@ -1,14 +1,17 @@
 """A recorder writes what a writer writes, refuses what is wrong before it costs anything, and goes on where it stopped."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 
+from deftly import storage
 from deftly.contract import Camera
 from deftly.data.dataset import Dataset
 from deftly.data.recorder import Recorder
 from deftly.data.recording import RECORDING, recover
+from deftly.data.video import VideoWriter
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.types import DataError, UsageError
 from guards import guards
@@ -87,6 +90,32 @@ def test_a_wrong_frame_leaves_no_trace_and_the_episode_goes_on(tmp_path):
         record(recorder, 0)
         recorder.finish()
     assert Dataset.open(tmp_path / "data").num_frames == length_of(0)
+
+
+def test_ctrl_c_waits_until_the_frame_is_whole(tmp_path, monkeypatch):
+    images, state, action, force = frame_of(0, 0)
+    write = VideoWriter.add_frames
+
+    def interrupted(writer: VideoWriter, frames: list[np.ndarray]) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return write(writer, frames)
+
+    before = signal.getsignal(signal.SIGINT)
+    with Recorder(tmp_path / "data", robot(), extra=EXTRA) as recorder:
+        recorder.add_frame(images, state, action, {"force": force})
+        with monkeypatch.context() as patch:
+            patch.setattr(VideoWriter, "add_frames", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                recorder.add_frame(images, state, action, {"force": force})
+        assert recorder.num_frames == 2
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "sync_directory", lambda path: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                recorder.save_episode("x")
+        assert recorder.num_episodes == 1
+        recorder.finish()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert Dataset.open(tmp_path / "data").episode_length.tolist() == [2]
 
 
 def test_what_cannot_be_saved_is_refused_and_not_lost(tmp_path):

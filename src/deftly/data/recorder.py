@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -119,7 +121,7 @@ class Recorder:
         where = f"{self.root}: episode {self.num_episodes} frame {self._length}"
         row = self._vectors({STATE: state, ACTION: action, **(extra or {})}, where)
         pixels = {camera.name: _pixels(images, camera, where) for camera in self.embodiment.cameras}
-        with self._guarded("record"):
+        with _undisturbed(), self._guarded("record"):
             if not self._length:
                 (self._folder / "current").mkdir(exist_ok=True)
             for place, (name, frame) in enumerate(pixels.items()):
@@ -178,10 +180,10 @@ class Recorder:
                 raise UsageError(f"{where}: the extra column {name!r} has the name of one of the format; rename it")
             if not isinstance(value, int | float | str | bool) or (isinstance(value, float) and not np.isfinite(value)):
                 raise UsageError(f"{where}: the extra column {name!r} is {value!r}; it may be text, a finite number or a yes or no")
-        with self._guarded("save"):
+        with _undisturbed(), self._guarded("save"):
             storage.commit(self._folder / episode_name(number), self._write, {"frames": length, "tasks": tasks, "extra": more})
-        self._forget()
-        self.num_episodes += 1
+            self._forget()
+            self.num_episodes += 1
         return number
 
     def _write(self, directory: Path) -> None:
@@ -230,13 +232,14 @@ class Recorder:
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
         """What the machine refuses becomes one typed line, and leaves the recording at its last saved episode."""
+        under_way = what in ("record", "save")
         try:
             yield
-        except (OSError, DataError) as error:
-            if isinstance(error, DataError) and what not in ("record", "save"):
+        except BaseException as error:
+            if under_way:
+                self.discard_episode()  # of its cameras some have the frame and some have not
+            if not isinstance(error, (OSError, DataError) if under_way else OSError):
                 raise
-            if what in ("record", "save"):
-                self.discard_episode()
             reason = getattr(error, "strerror", None) or str(error)
             there = (
                 f"; the {self.num_episodes} saved episodes are whole: make room or mend the disk, then go on" if self.num_episodes else ""
@@ -248,6 +251,23 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until the block is done: people end demonstrations with it, and half a frame would cost the episode."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield  # other threads are not interrupted, and a handler from outside of Python cannot be put back
+        return
+    waiting: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _pixels(images: Mapping[str, np.ndarray], camera: Camera, where: str) -> np.ndarray:
