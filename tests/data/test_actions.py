@@ -59,7 +59,8 @@ def test_statistics_of_another_way_to_count_have_another_name():
 
 
 def test_by_default_dimensions_of_the_same_name_and_unit_are_matched():
-    assert ActionsConfig().build(arm()) == RelativeActions(kind="relative", state_of=(1, None, None))
+    assert ActionsConfig().build(arm()) is None
+    assert ActionsConfig(kind="relative").build(arm()) == RelativeActions(kind="relative", state_of=(1, None, None))
     chosen = ActionsConfig(kind="delta", state_of={"gripper": "width", "wrist": None})
     assert chosen.build(arm()) == RelativeActions(kind="delta", state_of=(None, 2, None))
 
@@ -67,13 +68,18 @@ def test_by_default_dimensions_of_the_same_name_and_unit_are_matched():
 @pytest.mark.parametrize(
     ("config", "robot", "message"),
     [
-        (ActionsConfig(), arm("joint_delta"), "relative already"),
-        (ActionsConfig(state_of={"rist": "wrist"}), arm(), "no action dimension 'rist'; it has wrist, gripper, elbow"),
-        (ActionsConfig(state_of={"wrist": "rist"}), arm(), "no state dimension 'rist'"),
-        (ActionsConfig(state_of={"wrist": None}), arm(), "say which in actions.state_of"),
+        (ActionsConfig(kind="relative"), arm("joint_delta"), "relative already"),
+        (ActionsConfig(kind="relative", state_of={"rist": "wrist"}), arm(), "no action dimension 'rist'; it has wrist, gripper, elbow"),
+        (ActionsConfig(kind="relative", state_of={"wrist": "rist"}), arm(), "no state dimension 'rist'"),
+        (ActionsConfig(kind="relative", state_of={"wrist": None}), arm(), "say which in actions.state_of"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused_in_one_line(config, robot, message):
     with pytest.raises(UsageError, match=message) as caught:
         config.build(robot)
     assert "\n" not in str(caught.value)
+
+
+def test_a_setting_without_effect_is_refused():
+    with pytest.raises(UsageError, match="kind is recorded"):
+        ActionsConfig.parse({"state_of": {"wrist": "wrist"}}, "test")

@@ -199,7 +199,7 @@ def test_the_summary_and_the_words_are_of_all_datasets(roots):
         ({"cameras": {"head": "front", "rear": "front"}}, {}, "each once"),
         ({"robot": "toy"}, {}, "two different robots of the mixture are called 'toy'"),
         ({}, {"batch_size": 1}, "cannot hold a sample of each of 2"),
-        ({"actions": ActionsConfig(state_of={"s9": "s0"})}, {}, "no action dimension 's9'"),
+        ({"actions": ActionsConfig(kind="relative", state_of={"s9": "s0"})}, {}, "no action dimension 's9'"),
         pytest.param({"cameras": {"wrist": "front"}}, {}, "'wrist' is a wrist camera on one", marks=guards("data.mixture.camera_roles")),
     ],
 )

@@ -109,7 +109,7 @@ def test_d16_a_missing_statistic_is_refused(tmp_path):
 @guards("data.encoding.action_statistics")
 def test_d17_statistics_of_another_action_mode_are_refused(tmp_path):
     root = write_dataset(tmp_path / "data")
-    relative = build(root, actions=ActionsConfig(state_of={"target_0": "joint_0"}))
+    relative = build(root, actions=ActionsConfig(kind="relative", state_of={"target_0": "joint_0"}))
     absolute = build(root)
     config = PolicyConfig(width=8, depth=1)
     weights = config.build(absolute.contract, absolute.tokenizer.size).state_dict()

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import pydantic
 from jaxtyping import Float
 
 from deftly.config import Config
@@ -24,19 +25,28 @@ from deftly.types import UsageError
 
 
 class ActionsConfig(Config):
-    """Train on actions that are counted from where the robot is."""
+    """Train on actions as they were recorded, or counted from where the robot is."""
 
-    kind: Literal["relative", "delta"] = "relative"
+    kind: Literal["recorded", "relative", "delta"] = "recorded"
     state_of: dict[str, str | None] | None = None
     """Action dimension -> the state dimension that it is counted from (null: it stays absolute, as do dimensions that are left out); by
     default the state dimension of the same name and unit."""
 
-    def build(self, robot: Embodiment) -> RelativeActions:
-        """Raises `UsageError` for a name that the robot does not have, and where there is nothing to count from."""
+    @pydantic.model_validator(mode="after")
+    def check_effect(self) -> ActionsConfig:
+        if self.kind == "recorded" and self.state_of is not None:
+            raise ValueError("state_of says what relative and delta actions are counted from; kind is recorded")
+        return self
+
+    def build(self, robot: Embodiment) -> RelativeActions | None:
+        """None where actions stay as recorded. Raises `UsageError` for a name that the robot does not have, and where there is nothing to
+        count from."""
+        if self.kind == "recorded":
+            return None
         state, action = robot.state.names, robot.action.names
         if robot.action_kind.endswith("_delta"):
             raise UsageError(
-                f"robot {robot.name!r} records actions of kind {robot.action_kind}: these are relative already; leave `actions` out"
+                f"robot {robot.name!r} records actions of kind {robot.action_kind}, relative already: leave actions.kind at recorded"
             )
         if self.state_of is None:
             unit = dict(zip(state, robot.state.units, strict=True))

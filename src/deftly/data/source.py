@@ -53,8 +53,8 @@ class Source(Config):
     """How often its samples come, beside those of the first dataset, relative to its size (`balance`)."""
     cameras: dict[str, str] | None = None
     """The policy's name -> this dataset's name of each camera that the policy sees; all of them, by their own names, by default."""
-    actions: ActionsConfig | None = None
-    """Count this robot's actions from where it is; null: train on them as they were recorded."""
+    actions: ActionsConfig = ActionsConfig()
+    """Whether this robot's actions are counted from where it is."""
     robot: str | None = None
     """What to call its robot, where the datasets call different robots the same."""
 
@@ -72,8 +72,8 @@ class DataConfig(Config):
     """What is looked at before training, and how many broken episodes may be left out."""
     window: Window = Window()
     normalization: Literal["identity", "mean_std", "min_max", "quantile"] = "quantile"
-    actions: ActionsConfig | None = None
-    """Count actions from where the robot is; null: train on them as they were recorded."""
+    actions: ActionsConfig = ActionsConfig()
+    """Whether actions are counted from where the robot is."""
     mixture: tuple[Source, ...] = ()
     """Further datasets, of this robot or of others, in every batch."""
     balance: Balance = "frame"
@@ -150,7 +150,7 @@ class DataConfig(Config):
             training, held_out = (Part(columns, dataset.episode_start, side, dataset.hash) for side in split)
             for part in (training, held_out):
                 check_numbers(dataset.root, robot, part)
-            relative = None if actions is None else actions.build(robot)
+            relative = actions.build(robot)
             augmentation, notes = self.augmentation.fitted(robot, tuple(cameras.values()))
             opened.append(Opened(dataset, findings, robot, cameras, relative, augmentation, notes, split, columns, cache, training))
         return opened

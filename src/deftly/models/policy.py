@@ -65,7 +65,9 @@ class VLAPolicy(Policy):
         if self.residual and not self.sees_past_actions:
             raise UsageError("a residual policy counts from the last action: set data.window.past_actions, or policy.residual to false")
         if self.residual and contract.actions is not None:
-            raise UsageError("relative actions count from the state already: set policy.residual to false, or leave data.actions out")
+            raise UsageError(
+                "relative actions count from the state already: set policy.residual to false, or data.actions.kind to recorded"
+            )
         self.text = config.text.build(vocabulary=vocabulary, text_length=contract.text_length)
         encoders = {name: config.encoder_of(contract.role_of(name)).build(image_size=size, text_dim=self.text.dim) for name in self.cameras}
         self.vision = nn.ModuleDict(encoders)
