@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def arrow_schema(features: Mapping[str, Feature]) -> pa.Schema:
             columns.append(pa.field(name, _value_type(feature.dtype)))
             described[name] = value
         else:
-            columns.append(pa.field(name, pa.list_(_value_type(feature.dtype), feature.shape[0])))
-            described[name] = {"feature": value, "length": feature.shape[0], "_type": "Sequence"}
+            columns.append(pa.field(name, pa.list_(_value_type(feature.dtype), math.prod(feature.shape))))
+            described[name] = {"feature": value, "length": math.prod(feature.shape), "_type": "Sequence"}
     metadata = {"huggingface": json.dumps({"info": {"features": described}})}
     return pa.schema(columns, metadata=metadata)
 
