@@ -12,6 +12,7 @@ from deftly.data.cut import cut
 from deftly.data.dataset import Dataset
 from deftly.data.export import export_v21, modality, parse_parts
 from deftly.data.importers.lerobot_v21 import import_lerobot_v21
+from deftly.data.schema import Feature
 from deftly.data.video import VideoWriter, decode_all
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.types import DataError, UsageError
@@ -103,6 +104,32 @@ def test_images_stay_the_bytes_that_they_were(tmp_path):
     export_v21(Dataset.open(tmp_path / "data"), tmp_path / "old")
     assert np.array_equal(Dataset.open(tmp_path / "old").frames(0, "head"), frames)
     assert json.loads((tmp_path / "old/meta/info.json").read_text())["video_path"] is None
+
+
+def test_depth_text_and_arrays_are_carried_along(tmp_path):
+    extra = {
+        "observation.images.depth": Feature(
+            "image", (32, 32, 1), ("height", "width", "channels"), {"is_depth_map": True, "depth_unit": "mm"}
+        ),
+        "subtask": Feature("string", (1,)),
+        "grid": Feature("float32", (2, 3)),
+    }
+    draw, data = np.random.default_rng(0), episode(0, 4)
+    more = {"observation.images.depth": draw.integers(0, 9000, (4, 32, 32)).astype(np.uint16), "subtask": list("abcd")}
+    more["grid"] = draw.normal(size=(4, 2, 3)).astype(np.float32)
+    with DatasetWriter(tmp_path / "data", robot(), extra=extra) as writer:
+        writer.add(EpisodeData(images=data.images, state=data.state, action=data.action, task="x", extra_frame=more))
+        writer.finish()
+    dataset = Dataset.open(tmp_path / "data")
+    export_v21(dataset, tmp_path / "old")
+    old = Dataset.open(tmp_path / "old")
+    assert {name: item.to_dict() for name, item in old.features.items()} == {
+        name: item.to_dict() for name, item in dataset.features.items()
+    }
+    assert np.array_equal(old.depth(0, "depth"), dataset.depth(0, "depth"))
+    table = pq.read_table(tmp_path / "old/data/chunk-000/episode_000000.parquet")
+    assert table.column("subtask").to_pylist() == list("abcd")
+    assert np.array_equal(table.column("grid").to_pylist(), more["grid"])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "rows"])

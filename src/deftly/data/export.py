@@ -131,9 +131,8 @@ class _Export:
                 tasks = dataset.task_of_frame[rows]
                 numbers = {"episode_index": np.full(len(tasks), episode), "index": np.arange(rows.start, rows.stop), "task_index": tasks}
                 self._write_rows(episode, numbers)
-                for camera, key in self._cameras.items():
-                    if dataset.features[key].dtype == "video":
-                        self._write_video(episode, camera, key, fps, len(tasks))
+                for key in dataset.index.videos:
+                    self._write_video(episode, key, fps, len(tasks))
                 more = {name: values[episode] for name, values in extra.items() if values[episode] is not None}
                 texts = [dataset.tasks[int(i)] for i in dict.fromkeys(tasks.tolist())]
                 episodes.append({**more, "episode_index": episode, "tasks": texts, "length": len(tasks)})
@@ -163,9 +162,11 @@ class _Export:
             table = table.set_column(place, table.schema.field(name), pa.array(values, pa.int64()))
         pq.write_table(table, self._path(DATA_PATH, episode), **PARQUET)
 
-    def _write_video(self, episode: int, camera: str, key: str, fps: int, length: int) -> None:
-        path, start_s = self._dataset.video_place(episode, camera)
-        where = f"episode {int(self._dataset.source_episode[episode])}, camera {camera!r}"
+    def _write_video(self, episode: int, key: str, fps: int, length: int) -> None:
+        index = self._dataset.index
+        path, starts_s = index.video_path(self._dataset.root, self._dataset.info, key, episode), index.videos[key].start_s
+        start_s = 0.0 if starts_s is None else float(starts_s[episode])
+        where = f"episode {index.number(episode)}, {key}"
         if cut(path, start_s, fps, length, self._path(VIDEO_PATH, episode, key), where):
             self._copied += 1
         else:
@@ -185,7 +186,7 @@ class _Export:
 
     def _info(self) -> dict[str, Any]:
         dataset = self._dataset
-        videos = [key for key in self._cameras.values() if dataset.features[key].dtype == "video"]
+        videos = list(dataset.index.videos)
         return {
             "codebase_version": VERSION,
             "robot_type": dataset.robot_type,
