@@ -203,9 +203,13 @@ def test_row_numbers_with_a_gap_are_worth_a_note(tmp_path: Path):
     assert "index_gap" in codes(report, "note")
 
 
-def test_an_episode_that_is_far_too_long_is_worth_a_look(tmp_path: Path):
+@guards("data.check.long_episode")
+def test_d10_an_episode_as_long_as_many_is_refused_unless_it_is_allowed(tmp_path: Path):
     root = write_six(tmp_path / "data", (LENGTH, LENGTH, 20 * LENGTH, LENGTH))
-    assert codes(check(root), "warn") == {"long_episode": 2}
+    assert "episode 2: has 240 frames, the median episode 12" in str(check(root).refusal)
+    allowed = check(root, CheckConfig(allow_long_episodes=True))
+    assert allowed.refusal is None
+    assert codes(allowed, "warn") == {"long_episode": 2}
 
 
 def six_v21(root: Path) -> Path:

@@ -175,7 +175,7 @@ def test_d9_duplicate_row_number(root: Path):
 
 @guards("data.check.collapsed")
 def test_d10_recordings_collapsed_into_one_episode(tmp_path: Path):
-    root = write_six(tmp_path / "data", (200, LENGTH, LENGTH))
+    root = write_six(tmp_path / "data", (200, 100, 100))
     change(root, 0, "timestamp", lambda _: [i % 10 / 10 for i in range(200)])
     assert refused(root, "20 recordings are stored as one episode").episode == 0
 

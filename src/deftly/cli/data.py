@@ -170,6 +170,7 @@ def check(
     json: Path | None = None,
     budget: float = 0.01,
     allow_missing_files: bool = False,
+    allow_long_episodes: bool = False,
     allow_empty_instruction: bool = False,
 ) -> None:
     """Look for everything that can be wrong with a dataset, and print it, worst first.
@@ -180,6 +181,7 @@ def check(
         json: Write the findings to this file too.
         budget: Share of the episodes that may be left out because they are broken.
         allow_missing_files: Leave out the episodes of a listed file that is missing, instead of refusing the dataset.
+        allow_long_episodes: Accept an episode that is more than 15 times as long as the median one.
         allow_empty_instruction: Accept episodes without an instruction.
     """
     from deftly import storage
@@ -188,8 +190,9 @@ def check(
     from deftly.data.check.findings import CheckConfig
     from deftly.types import DataError
 
-    values = {"budget": budget, "allow_missing_files": allow_missing_files, "allow_empty_instruction": allow_empty_instruction}
-    config = CheckConfig.parse({"full": not fast, **values}, "data check")
+    values = {"full": not fast, "budget": budget, "allow_missing_files": allow_missing_files}
+    values |= {"allow_long_episodes": allow_long_episodes, "allow_empty_instruction": allow_empty_instruction}
+    config = CheckConfig.parse(values, "data check")
     report = run.check(directory, config)
     if report.num_episodes:
         quarantine.keep(directory, report.findings, config)

@@ -32,6 +32,8 @@ class CheckConfig(Config):
     """Share of the episodes that may be left out because they are broken; more refuses the dataset."""
     allow_missing_files: bool = False
     """Leave out the episodes of a listed file that is not there; otherwise that refuses the dataset."""
+    allow_long_episodes: bool = False
+    """Train on episodes that are many times as long as the others; otherwise they count as recordings that were glued together."""
     allow_empty_instruction: bool = False
     """Train on episodes without an instruction."""
 

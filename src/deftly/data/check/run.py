@@ -55,7 +55,7 @@ def check_dataset(dataset: Dataset, config: CheckConfig, for_others: bool = Fals
     rows, findings = check_rows(dataset, config)
     if len(rows.episodes):
         findings += check_times(rows, dataset)
-        findings += check_values(rows, dataset)
+        findings += check_values(rows, dataset, config)
         findings += check_language(rows, dataset, config)
         findings += check_twins(rows, dataset)
     if for_others and not any(finding.verdict in ("refuse", "quarantine") for finding in findings):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deftly.data.check.findings import Finding
+from deftly.data.check.findings import CheckConfig, Finding
 from deftly.data.check.rows import REPAIR, Rows, vectors
 from deftly.data.dataset import Dataset
 from deftly.data.schema import ACTION, STATE
@@ -20,10 +20,10 @@ NEAR_CONSTANT = 1e-2  # of the median spread of the feature's dimensions: normal
 STILL = 1e-3  # of a dimension's spread: less than this from row to row is no motion
 IDLE_S = 2.0  # a pause as long as this is idle
 IDLE_SHARE = 0.2  # of all frames, from which it is worth a warning
-LONG = 10  # times the median length of an episode
+LONG = 15  # times the median length of an episode
 
 
-def check_values(rows: Rows, dataset: Dataset) -> list[Finding]:
+def check_values(rows: Rows, dataset: Dataset, config: CheckConfig) -> list[Finding]:
     """Findings about state and action; statistics are those of the finite rows."""
     found: list[Finding] = []
     finite = np.ones(int(rows.start[-1]), dtype=bool)
@@ -37,7 +37,7 @@ def check_values(rows: Rows, dataset: Dataset) -> list[Finding]:
         if finite.any():
             found += _spread(rows, name, values, labels, finite)
             found += _spikes(rows, name, values, labels, finite)
-    return [*found, *_lengths(rows, dataset), *_idle(rows, dataset, features, finite)]
+    return [*found, *_lengths(rows, config), *_idle(rows, dataset, features, finite)]
 
 
 def _not_finite(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], bad: np.ndarray) -> list[Finding]:
@@ -108,16 +108,25 @@ def _spikes(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], 
     return found
 
 
-def _lengths(rows: Rows, dataset: Dataset) -> list[Finding]:
+def _lengths(rows: Rows, config: CheckConfig) -> list[Finding]:
+    """Recordings that were glued into one episode, where not even time tells: it is as long as many others."""
     lengths = np.diff(rows.start)
-    if len(lengths) < 3:
-        return []
     middle = float(np.median(lengths))
-    found = []
-    for place in np.flatnonzero(lengths > LONG * middle):
-        message = f"has {lengths[place]} frames, the median episode {middle:.0f}: several recordings in one?"
-        found.append(Finding(code="long_episode", verdict="warn", episode=int(rows.episodes[place]), message=message))
-    return found
+    long = np.flatnonzero(lengths > LONG * middle)
+    if len(long) and not config.allow_long_episodes:  # guard: data.check.long_episode
+        verdict, remedy = "refuse", "number its recordings as episodes of their own, or accept it with allow_long_episodes"
+    else:
+        verdict, remedy = "warn", ""
+    return [
+        Finding(
+            code="long_episode",
+            verdict=verdict,
+            episode=int(rows.episodes[place]),
+            message=f"has {lengths[place]} frames, the median episode {middle:.0f}: several recordings in one?",
+            remedy=remedy,
+        )
+        for place in long
+    ]
 
 
 def _idle(rows: Rows, dataset: Dataset, features: dict[str, tuple[np.ndarray, tuple[str, ...]]], finite: np.ndarray) -> list[Finding]:
