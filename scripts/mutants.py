@@ -98,12 +98,14 @@ def pytest_collection_finish(session) -> None:  # type: ignore[no-untyped-def]
     Path(os.environ[LISTING]).write_text(json.dumps(listing))
 
 
-def pytest(source: Path, arguments: list[str], scratch: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def pytest(
+    source: Path, arguments: list[str], scratch: Path, limit_s: float | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """pytest against one copy of the source."""
     words = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--basetemp={scratch / 'tmp'}", *arguments]
     path = os.pathsep.join([str(source), str(ROOT / "scripts")])
     surroundings = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(words, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False)
+    return subprocess.run(words, cwd=ROOT, env=surroundings, capture_output=True, text=True, timeout=limit_s, check=False)
 
 
 def tests_of_guards() -> dict[str, list[str]]:
@@ -127,13 +129,15 @@ def survives(guard: Guard | None, tests: list[str]) -> bool:
         if guard is not None:
             guard.mutate(source)
         try:
-            run = pytest(source, ["-x", *tests], Path(folder))
+            run = pytest(source, ["-x", *tests], Path(folder), None if guard is None else TIME_LIMIT_S)
         except subprocess.TimeoutExpired:
             return False
         if run.returncode not in (0, 1):  # 1: a test failed, which is what we want to see; the rest is a mistake of ours
             raise SystemExit(
                 f"{guard.name if guard else 'unmutated'}: pytest ended with {run.returncode}\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
             )
+        if guard is None and run.returncode:
+            print(run.stdout[-2000:])
         return run.returncode == 0
 
 
