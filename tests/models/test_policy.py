@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from batches import ACTION, CAMERAS, SIZE, STATE, VOCABULARY, build_policy, contract_of, random_batch
-from deftly.contract import Window
+from deftly.contract import RelativeActions, Window
 from deftly.models.heads import FlowMatchingConfig, RegressionConfig
 from deftly.models.language import TextConfig
 from deftly.models.policy import PolicyConfig, parse_policy
@@ -212,3 +212,36 @@ def test_a_residual_policy_moves_with_its_last_action(head: str) -> None:
 def test_a_residual_policy_needs_past_actions() -> None:
     with pytest.raises(UsageError, match=r"set data\.window\.past_actions"):
         build_policy(PolicyConfig(**SMALL, residual=True), Window(frames=1, chunk=6))
+
+
+def test_a_residual_policy_needs_actions_as_recorded() -> None:
+    window = Window(frames=2, chunk=6, past_actions=True)
+    relative = contract_of(window).replace(actions=RelativeActions(kind="relative", state_of=(0,) * ACTION))
+    with pytest.raises(UsageError, match=r"data\.actions\.kind"):
+        PolicyConfig(**SMALL, residual=True).build(relative, VOCABULARY)
+
+
+def test_robots_are_told_apart_and_what_one_lacks_never_matters() -> None:
+    window = Window(frames=2, chunk=6, past_actions=True)
+    contract = contract_of(window).replace(num_robots=2, widths=(STATE + 2, ACTION + 1))
+    torch.manual_seed(0)
+    policy = PolicyConfig(**SMALL).build(contract, VOCABULARY).eval()
+
+    def widened(fill: float) -> Batch:
+        batch = random_batch(4)
+        pad = torch.nn.functional.pad
+        return dataclasses.replace(
+            batch,
+            state=pad(batch.state, (0, 2), value=fill),
+            state_dim_is_pad=pad(batch.state_dim_is_pad, (0, 2), value=True),
+            past_actions=pad(batch.past_actions, (0, 1), value=fill),
+            actions=pad(batch.actions, (0, 1), value=fill),
+            action_dim_is_pad=pad(batch.action_dim_is_pad, (0, 1), value=True),
+        )
+
+    batch = widened(0.0)
+    assert torch.equal(sampled(policy, batch), sampled(policy, widened(7.0)))
+    other = dataclasses.replace(batch, embodiment=torch.ones_like(batch.embodiment))
+    assert not torch.equal(sampled(policy, batch), sampled(policy, other))
+    loss, same = (((policy(b, CLOCK) * b.valid_actions()).sum()) for b in (batch, widened(7.0)))
+    assert torch.equal(loss, same)
