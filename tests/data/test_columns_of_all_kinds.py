@@ -67,6 +67,13 @@ def test_everything_comes_back(tmp_path):
     assert dataset.embodiment == robot()
 
 
+def test_the_hash_sees_every_kind(tmp_path):
+    before = Dataset.open(write(tmp_path / "a", [0])).hash
+    assert Dataset.open(write(tmp_path / "b", [0])).hash == before
+    for name, value in (("says", ["other"] * 4), ("grid", np.ones((4, 2, 3))), ("depth", np.full((4, 12, 16), 7, np.uint16))):
+        assert Dataset.open(write(tmp_path / name, [0], **{name: value})).hash != before
+
+
 def test_a_merge_carries_them(tmp_path):
     merge([write(tmp_path / "a", [0]), write(tmp_path / "b", [1])], tmp_path / "all", {})
     check(Dataset.open(tmp_path / "all"), [0, 1])

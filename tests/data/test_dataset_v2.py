@@ -52,6 +52,20 @@ def test_every_value_and_frame_is_read(source, version):
         assert np.array_equal(dataset.frames(number, "wrist", np.array([1, 0])), episode(number, length).images["wrist"][[1, 0]])
 
 
+def test_images_are_those_of_the_file_as_it_is_now(source):
+    dataset = Dataset.open(source)
+    before = dataset.frames(0, "wrist", np.array([0]))
+    path = source / ROWS.format(0, 0)
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("observation.images.wrist")
+    order = pa.array([3, 2, 1, 0])
+    pq.write_table(table.set_column(at, table.schema.field(at), table.column(at).take(order)), path)
+    assert np.array_equal(dataset.frames(0, "wrist", np.array([3])), before)
+    path.unlink()
+    with pytest.raises(DataError, match="missing"):
+        dataset.frames(0, "wrist")
+
+
 def test_it_is_the_same_as_the_import_of_it(source, tmp_path):
     import_lerobot_v21(source, tmp_path / "out")
     native, imported = Dataset.open(source), Dataset.open(tmp_path / "out")

@@ -8,6 +8,7 @@ packets. What damages bytes in the middle of a file and keeps its size is seen b
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +20,7 @@ from jaxtyping import Int64
 from deftly.data import video
 from deftly.data.index import EpisodeIndex
 from deftly.data.parquet import open_parquet
-from deftly.data.rows import read_rows, row_files
+from deftly.data.rows import read_rows, read_texts, row_files
 from deftly.data.schema import DEFAULT_FEATURES, Info
 from deftly.data.tables import group_bounds
 
@@ -45,7 +46,11 @@ def episode_digests(root: Path, info: Info, index: EpisodeIndex, tasks: Sequence
             parts[episode].update(cuts.tobytes() + b"".join(texts[i] for i in ids[cuts]))
             at += end - begin
     for key, item in sorted(info.features.items()):
-        if item.dtype == "video":
+        if item.dtype == "string":
+            lines = read_texts(root, info, index, key)
+            for episode, part in enumerate(parts):
+                part.update(json.dumps(lines[index.start[episode] : index.start[episode + 1]]).encode())
+        elif item.dtype == "video":
             _add_packets(root, info, index, key, parts)
         elif item.dtype == "image":
             _add_images(root, info, index, key, parts)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32, Int64, UInt8
 
 from deftly.data.images import decode_depth, decode_image
@@ -47,9 +49,16 @@ def read_depth(
 
 def _encoded(path: Path, number: int, key: str, indices: np.ndarray, where: str) -> Iterator[tuple[int, bytes | None, str]]:
     """(row, PNG or JPEG bytes, what to call it) for each index."""
-    column = rows_of_episode(path, number, [key]).column(key)
+    found = path.stat() if path.is_file() else None
+    column = _column(path, number, key, found and (found.st_mtime_ns, found.st_size))
     for row, index in enumerate(indices.tolist()):
         if index >= len(column):
             raise EpisodeError(f"{where}: {path} holds {len(column)} rows of it, asked for frame {index}", number, "rows")
         value = column[index].as_py()
         yield row, value.get("bytes") if isinstance(value, dict) else None, f"{where}: {path}: {key} frame {index}"
+
+
+@functools.lru_cache(maxsize=2)  # an episode is asked for in several pieces, and by camera and depth in turn
+def _column(path: Path, number: int, key: str, state: tuple[int, int] | None) -> pa.ChunkedArray:
+    """The encoded images of one episode; `state` tells a file that was changed from the one that was read."""
+    return rows_of_episode(path, number, [key]).column(key)
