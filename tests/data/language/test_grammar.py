@@ -41,7 +41,7 @@ def test_rewording_keeps_the_meaning_of_the_field_s_sentences(config: LanguageCo
 
 
 @pytest.mark.parametrize(
-    ("seed", "count"), [(SEED, 1000), *(pytest.param(SEED + offset, 10_000, marks=pytest.mark.slow) for offset in range(3))]
+    ("seed", "count"), [(SEED, 1000), *(pytest.param(SEED + offset, 10_000, marks=pytest.mark.slow) for offset in range(2))]
 )
 def test_rewording_keeps_the_meaning_of_generated_sentences(seed: int, count: int):
     augmenters = [LanguageConfig(probability=1, variants=4096).build(), HARSH.build()]
