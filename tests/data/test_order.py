@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deftly.data.order import CHUNK, BlockOrder, Order
+from deftly.data.order import CHUNK, DRAWN_AT_ONCE, Ahead, BlockOrder, Order
 from deftly.data.windows import Selection
 
 
@@ -111,3 +111,17 @@ def test_what_is_held_does_not_grow_with_the_windows():
     counts = collections.Counter(order.parts(0, 2**17)[0].piece.tolist())
     assert max(counts.values()) <= 2**13
     assert torch.equal(order.take(0, 5)[1], Order(10**7, 1).take(0, 5)[1])
+
+
+def test_drawing_ahead_changes_no_draw():
+    order, calls = Order(100, 3), []
+
+    def draw(key):
+        calls.append(len(key))
+        return key * 2
+
+    ahead = Ahead(order, draw, lambda drawn, part: drawn[part])
+    for start in (0, 7, 500, 510, 3):
+        assert torch.equal(ahead.take(start, 7), order.take(start, 7)[1] * 2)
+    assert calls == [DRAWN_AT_ONCE] * 3, "not for every batch"
+    assert torch.equal(ahead.take(0, 2 * DRAWN_AT_ONCE), order.take(0, 2 * DRAWN_AT_ONCE)[1] * 2)

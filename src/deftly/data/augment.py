@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, NamedTuple, Self
 
@@ -144,7 +144,11 @@ class AugmentConfig(Config):
 OFF = AugmentConfig(brightness=0, contrast=0, saturation=0, hue=0, noise=0, shift_pixels=0)
 
 
-def colour_maps(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b"]]:
+Colours = tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b"]]
+"""(matrix, offset) of each sample."""
+
+
+def colour_maps(key: Int64[Tensor, "b"], camera: str, config: AugmentConfig) -> Colours:
     """(matrix, offset) of each sample in levels 0 .. 255: hue, then saturation, contrast, brightness.
 
     The offset is the same for the three channels, and a whole number of levels: see `apply_colour`.
@@ -277,21 +281,26 @@ def apply_patches(images: UInt8[Tensor, "b t 3 h w"], patches: Int64[Tensor, "b 
     return result
 
 
-def augment_colour(batch: Batch, config: AugmentConfig) -> Batch:
-    """The batch with its pixels changed, on the device that they are on; the batch itself where nothing is configured."""
+def augment_colour(batch: Batch, config: AugmentConfig, colours: Mapping[str, Colours] | None = None) -> Batch:
+    """The batch with its pixels changed, on the device that they are on; the batch itself where nothing is configured.
+
+    `colours` are each camera's `colour_maps` for the batch's keys, where somebody has drawn them already.
+    """
     if not (config.changes_colour or config.blur or config.erase):
         return batch
-    return replace(batch, images={name: augment_pixels(image, batch.key, name, config) for name, image in batch.images.items()})
+    drawn = colours or {}
+    images = {name: augment_pixels(image, batch.key, name, config, drawn.get(name)) for name, image in batch.images.items()}
+    return replace(batch, images=images)
 
 
 def augment_pixels(
-    image: UInt8[Tensor, "b t 3 h w"], key: Int64[Tensor, "b"], camera: str, config: AugmentConfig
+    image: UInt8[Tensor, "b t 3 h w"], key: Int64[Tensor, "b"], camera: str, config: AugmentConfig, colours: Colours | None = None
 ) -> UInt8[Tensor, "b t 3 h w"]:
-    """One camera's images blurred, coloured, with noise and patches, as each sample's key says."""
+    """One camera's images blurred, coloured, with noise and patches, as each sample's key says. `colours`: its `colour_maps`, if drawn."""
     if config.blur:
         image = _some(image, apply_blur, *draw_blur(key, camera, config))
     if config.changes_colour:
-        matrix, offset = (part.to(image.device) for part in colour_maps(key, camera, config))
+        matrix, offset = (part.to(image.device) for part in colours or colour_maps(key, camera, config))
         image = apply_colour(image, matrix, offset, draw_noise(key, camera, config.noise) if config.noise else None)
     if config.erase:
         image = _some(image, apply_patches, *draw_patches(key, camera, config, *image.shape[-2:]))

@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
-from deftly.data.augment import OFF, AugmentConfig, augment_colour
+from deftly.data.augment import OFF, AugmentConfig, Colours, augment_colour, colour_maps
 from deftly.data.mixup import mixup
+from deftly.data.order import Ahead
 from deftly.data.windows import Selection, Windows, check_mirror
 from deftly.randomness import sample_keys
 from deftly.types import Batch, DataError, Stream
@@ -54,6 +57,7 @@ class Loader(Stream):
         self._consumed = 0
         self._watch, self._watch_next = watch, 0.0
         self.feed = windows.frames.feed(selection, seed, batch_size, augmentation, workers)
+        self._colours = Ahead(self.feed.order, self._draw_colours, _samples)
 
     def __len__(self) -> int:
         """Windows per epoch."""
@@ -70,8 +74,9 @@ class Loader(Stream):
         images = self.feed.images(self._consumed, self.batch_size)
         index, key = self.feed.order.take(self._consumed, self.batch_size)
         batch = self.windows.build(self.selection.rows(index), key, images, self.augmentation, reword=True)
+        colours = self._colours.take(self._consumed, self.batch_size)
         self._consumed += self.batch_size
-        return mixup(augment_colour(self._transfer(batch), self.augmentation), self.augmentation)
+        return mixup(augment_colour(self._transfer(batch), self.augmentation, colours), self.augmentation)
 
     def batches(self) -> Iterator[Batch]:
         """Every window once, in the dataset's order, never augmented; does not move the stream."""
@@ -110,7 +115,16 @@ class Loader(Stream):
             raise DataError(f"{changed}; the dataset changed while it was trained on: put it back and resume, or begin a new run")
         self._watch_next = began + max(WATCH_EVERY_S, WATCH_COST * (time.monotonic() - began))
 
+    def _draw_colours(self, key: Int64[Tensor, "m"]) -> dict[str, Colours]:
+        names = self.windows.encoder.contract.recorded_cameras() if self.augmentation.changes_colour else ()
+        return {name: colour_maps(key, name, self.augmentation) for name in names}
+
     def _transfer(self, batch: Batch) -> Batch:
         if self.device.type == "cpu":
             return batch
         return batch.map(lambda tensor: tensor.pin_memory()).to(self.device)
+
+
+def _samples(colours: dict[str, Colours], part: slice) -> dict[str, tuple[Tensor, Tensor]]:
+    """A stretch of the samples that colours were drawn for."""
+    return {name: (matrix[part], offset[part]) for name, (matrix, offset) in colours.items()}

@@ -16,18 +16,22 @@ Letters: n windows, m samples asked for, p pieces.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from deftly.data.windows import Selection
+from deftly.data.windows import Selection, WindowOrder
 from deftly.randomness import permute, sample_keys, seed_of
 
 CHUNK = 4096  # samples whose order is computed at once: the permutation is many small vector operations
+DRAWN_AT_ONCE = 512  # samples
 PIECE = 32  # windows: shorter pieces mix better, longer ones seek less
+
+Drawn = TypeVar("Drawn")
 
 
 class Order:
@@ -58,6 +62,23 @@ class Order:
         self._index = permute(position, self.num_windows, self.seed, epoch)
         self._key = sample_keys(self.seed, torch.full_like(position, epoch), position)
         self._chunk = epoch, chunk
+
+
+class Ahead(Generic[Drawn]):
+    """What is drawn for samples in a row, made for many at once: a draw is many small vector operations, whatever the number of samples."""
+
+    def __init__(self, order: WindowOrder, draw: Callable[[Int64[Tensor, "m"]], Drawn], cut: Callable[[Drawn, slice], Drawn]) -> None:
+        """`draw` makes it from keys, `cut` takes a stretch of samples out of it."""
+        self.order, self.draw, self.cut = order, draw, cut
+        self._begin = self._end = 0
+        self._drawn: Drawn | None = None
+
+    def take(self, start: int, count: int) -> Drawn:
+        """What `draw` gives for samples start .. start + count - 1."""
+        if self._drawn is None or start < self._begin or start + count > self._end:
+            self._begin, self._end = start, start + max(count, DRAWN_AT_ONCE)
+            self._drawn = self.draw(self.order.take(start, self._end - start)[1])
+        return self.cut(self._drawn, slice(start - self._begin, start - self._begin + count))
 
 
 class Pieces(NamedTuple):

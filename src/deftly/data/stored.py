@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from deftly.contract import Contract
 from deftly.data.augment import AugmentConfig
-from deftly.data.order import Order
+from deftly.data.order import Ahead, Order
 from deftly.data.store import FrameStore
-from deftly.data.windows import Selection, locate, moved
+from deftly.data.windows import Selection, locate, maps_of, moved
 from deftly.data.workers import Workers
 
 
@@ -25,10 +27,16 @@ class Frames:
         """Decoded frames on disk."""
         return self.store.num_bytes
 
-    def read(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> dict[str, Tensor]:
-        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says."""
+    def read(
+        self,
+        rows: Int64[np.ndarray, "b"],
+        key: Int64[Tensor, "b"],
+        augmentation: AugmentConfig,
+        maps: Float32[np.ndarray, "cameras b 2 3"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says, or as `maps`, which it drew."""
         seen = locate(self.episode_start, rows, self.contract.window)[1].observation
-        return moved(self.store.frames, seen, key, augmentation, self.contract)
+        return moved(self.store.frames, seen, key, augmentation, self.contract, maps)
 
     def feed(self, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig, workers: int) -> StoreFeed:
         return StoreFeed(OrderedFrames(self, selection, Order(len(selection), seed), batch_size, augmentation), workers)
@@ -40,10 +48,16 @@ class OrderedFrames:
     def __init__(self, frames: Frames, selection: Selection, order: Order, batch_size: int, augmentation: AugmentConfig) -> None:
         self.frames, self.selection, self.order = frames, selection, order
         self.batch_size, self.augmentation = batch_size, augmentation
+        self.maps = Ahead(order, functools.partial(maps_of, augmentation=augmentation, contract=frames.contract), _samples)
 
     def __getitem__(self, job: int) -> dict[str, Tensor]:
         index, key = self.order.take(job, self.batch_size)
-        return self.frames.read(self.selection.rows(index), key, self.augmentation)
+        maps = self.maps.take(job, self.batch_size)
+        return self.frames.read(self.selection.rows(index), key, self.augmentation, maps)
+
+
+def _samples(maps: Float32[np.ndarray, "cameras m 2 3"], part: slice) -> Float32[np.ndarray, "cameras b 2 3"]:
+    return maps[:, part]
 
 
 class StoreFeed:

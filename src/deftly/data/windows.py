@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from deftly.contract import Contract, Window
@@ -132,20 +132,26 @@ class FrameSource(Protocol):
         ...
 
 
+def maps_of(key: Int64[Tensor, "b"], augmentation: AugmentConfig, contract: Contract) -> Float32[np.ndarray, "cameras b 2 3"]:
+    """The geometry of some samples, for the policy's cameras that this robot has (`warp.draw_maps`)."""
+    names = tuple(contract.recorded_cameras())
+    return draw_maps(key, names, [contract.role_of(name) for name in names], augmentation, contract.image_size, contract.frame_size)
+
+
 def moved(
     frames: Mapping[str, UInt8[np.ndarray, "n s s 3"]],
     rows: Int64[np.ndarray, "b t"],
     key: Int64[Tensor, "b"],
     augmentation: AugmentConfig,
     contract: Contract,
+    maps: Float32[np.ndarray, "cameras b 2 3"] | None = None,
 ) -> dict[str, Tensor]:
     """Camera that this robot has -> uint8 [b t h w 3]: rows of some frames (by their recorded names) under the geometry of an augmentation.
 
-    A mirrored sample sees its partner camera.
+    A mirrored sample sees its partner camera. `maps` are these samples' `maps_of`, where somebody has drawn them already.
     """
     recorded, size = contract.recorded_cameras(), contract.image_size
-    roles = [contract.role_of(name) for name in recorded]
-    maps = draw_maps(key, tuple(recorded), roles, augmentation, size, contract.frame_size)
+    maps = maps_of(key, augmentation, contract) if maps is None else maps
     partners = contract.embodiment.mirror.cameras if contract.embodiment.mirror else {}
     mirrored = draw_mirrored(key, augmentation.mirror)
     images = {}
