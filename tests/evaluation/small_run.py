@@ -25,7 +25,18 @@ def spread(part: Vector) -> dict[str, list[float]]:
     low, high = list(part.low or [-1.0] * len(part)), list(part.high or [1.0] * len(part))
     middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
     quarter = [(b - a) / 4 for a, b in zip(low, high, strict=True)]
-    return {"min": low, "max": high, "mean": middle, "std": quarter, "count": [9.0], "q01": low, "q50": middle, "q99": high}
+    return {
+        "min": low,
+        "max": high,
+        "mean": middle,
+        "std": quarter,
+        "count": [9.0],
+        "q01": low,
+        "q10": low,
+        "q50": middle,
+        "q90": high,
+        "q99": high,
+    }
 
 
 def small_run(directory: Path, **changes: Any) -> Run:

@@ -16,6 +16,7 @@ import torch
 from damage import EPISODES, LENGTH, META, change, data, edit, put, write_six
 from deftly.cli.main import main as deftly
 from deftly.contract import Window
+from deftly.data import loader
 from deftly.data.check.findings import CheckConfig
 from deftly.data.dataset import Dataset
 from deftly.data.source import DataConfig, TrainingData
@@ -113,7 +114,8 @@ def test_d33_a_camera_that_is_not_there_is_named(tmp_path: Path):
         prepare(root)
 
 
-def test_d36_a_file_that_changes_during_training_stops_it(tmp_path: Path):
+def test_d36_a_file_that_changes_during_training_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loader, "WATCH_EVERY_S", 0.0)  # seconds of training, in a test of milliseconds
     root = write_six(tmp_path / "data")
     prepared = prepare(root)
     prepared.train.next()

@@ -160,7 +160,9 @@ def test_what_a_crash_leaves_is_swept_away_and_what_it_did_not_is_kept(tmp_path)
     (tmp_path / "step-00000003" / "precious").touch()
     assert is_incomplete(tmp_path / "step-00000003")
     said = []
+    (checkpoints.root / ".last.7.tmp").write_text("step-0000")  # killed while the pointer was written
     checkpoints.sweep(said.append)
+    assert not (checkpoints.root / ".last.7.tmp").exists()
     folders = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
     assert folders == ["incomplete-step-00000003", "mine", directory_name(5), directory_name(10)]
     assert (tmp_path / "incomplete-step-00000003" / "precious").exists()

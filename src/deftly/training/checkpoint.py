@@ -107,13 +107,15 @@ class Checkpoints:
                 shutil.rmtree(retired)
 
     def sweep(self, say: Callable[[str], None]) -> None:
-        """Delete the temporary directories that a crash left behind. Only for the holder of the run's lock.
+        """Delete the temporary directories and pointers that a crash left behind. Only for the holder of the run's lock.
 
         A checkpoint without its manifest is no work of ours: it is announced through `say` and set aside as `incomplete-<name>`.
         """
         for item in sorted(self.root.iterdir()) if self.root.is_dir() else ():
             if item.is_dir() and re.fullmatch(r"\.step-\d+\.\d+\.(tmp|old)", item.name):
                 shutil.rmtree(item)
+            elif item.is_file() and re.fullmatch(r"\.(last|best)\.\d+\.tmp", item.name):
+                item.unlink()
             elif item.is_dir() and is_incomplete(item):
                 aside = set_aside(item, "incomplete")
                 say(f"WARNING: {item / storage.MANIFEST}: missing, the checkpoint is incomplete; set aside as {aside.name}")
