@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from damage import LENGTH, change, cut, edit, edit_info, set_column, write_six
+from damage import LENGTH, META, change, cut, edit, edit_info, set_column, write_six
 from deftly import storage
 from deftly.cli.main import main as deftly
 from deftly.data import quarantine
@@ -20,7 +21,7 @@ from deftly.data.export import export_v21
 from deftly.data.repair import repair
 from deftly.data.writer import DatasetWriter, EpisodeData
 from guards import guards
-from recordings import episode
+from recordings import episode, write
 from small_data import robot
 
 FULL = CheckConfig(full=True)
@@ -210,6 +211,54 @@ def test_d10_an_episode_as_long_as_many_is_refused_unless_it_is_allowed(tmp_path
     allowed = check(root, CheckConfig(allow_long_episodes=True))
     assert allowed.refusal is None
     assert codes(allowed, "warn") == {"long_episode": 2}
+
+
+FROM, TO = (f"videos/observation.images.head/{name}_timestamp" for name in ("from", "to"))
+
+
+def move(root: Path, name: str, by_s: dict[int, float]) -> None:
+    """Shift when episodes begin or end in their shared video."""
+
+    def moved(table: pa.Table) -> pa.Table:
+        return set_column(table, name, [value + by_s.get(i, 0) for i, value in enumerate(table.column(name).to_pylist())])
+
+    edit(root / META, moved)
+
+
+@guards("data.check.stretch_length")
+def test_a_stretch_of_a_video_that_is_not_as_long_as_its_rows_is_left_out(tmp_path: Path):
+    root = write(tmp_path / "data", (LENGTH,) * 6)
+    move(root, FROM, {2: 0.5})
+    report = check(root, CheckConfig(full=True, budget=0.5))
+    assert codes(report, "refuse", "quarantine") == {"stretch_length": 2}
+    assert report.quarantined.tolist() == [2]
+    assert "gives it 0.7 s of the video, its 12 rows take 1.2 s" in report.findings[0].line()
+    assert repair(root, tmp_path / "mended").dropped.keys() == {2}
+
+
+@guards("data.check.stretch_overlap")
+@pytest.mark.parametrize("with_ends", [True, False])
+def test_episodes_on_the_same_stretch_of_a_video_are_left_out(tmp_path: Path, with_ends: bool):
+    root = write(tmp_path / "data", (LENGTH,) * 6)
+    for name in (FROM, TO):
+        move(root, name, {4: -2 * LENGTH / 10})  # at 10 frames per second: where episode 2 is
+    if not with_ends:
+        edit(root / META, lambda table: table.drop_columns([TO]))
+    report = check(root, CheckConfig(full=True, budget=0.5))
+    assert {finding.code for finding in report.of("quarantine")} == {"stretch_overlap"}
+    assert report.quarantined.tolist() == [2, 4]
+    assert repair(root, tmp_path / "mended").dropped.keys() == {2, 4}
+    every = write(tmp_path / "every", (LENGTH,) * 6)
+    edit(every / META, lambda table: set_column(table, FROM, [0.0] * 6))
+    assert "more than the budget" in str(check(every, CheckConfig(full=True, budget=0.5)).refusal)
+
+
+def test_stretches_that_are_half_a_frame_off_are_not_blamed(tmp_path: Path):
+    root = write(tmp_path / "data", (LENGTH,) * 6)
+    for by in (-0.045, 0.09):
+        for name in (FROM, TO):
+            move(root, name, {i: by for i in (1, 3)})
+        assert codes(check(root, FULL), "refuse", "quarantine") == {}
 
 
 def six_v21(root: Path) -> Path:

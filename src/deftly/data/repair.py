@@ -21,6 +21,7 @@ import pyarrow as pa
 from deftly.data.check.findings import CheckConfig
 from deftly.data.check.rows import files_of
 from deftly.data.check.run import check
+from deftly.data.check.stretches import check_stretches
 from deftly.data.cut import cut
 from deftly.data.dataset import Dataset
 from deftly.data.files import arrow_schema
@@ -73,7 +74,8 @@ def repair(source: Path, target: Path) -> RepairReport:
     shutil.rmtree(work, ignore_errors=True)
     try:
         mended = mended_metadata(source, work / "source")
-        dataset, dropped = Dataset.open(work / "source"), {}
+        dataset = Dataset.open(work / "source")
+        dropped = {finding.episode or 0: finding.line() for finding in check_stretches(dataset)}  # the copy has lost the traces of it
         for _ in range(PASSES):
             copy = _Copy(dataset, work, dict(dropped))
             copy.report.mended[:0] = mended

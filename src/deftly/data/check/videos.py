@@ -10,6 +10,7 @@ import numpy as np
 from deftly.data import video
 from deftly.data.check.findings import CheckConfig, Finding
 from deftly.data.check.rows import REPAIR
+from deftly.data.check.stretches import check_stretches
 from deftly.data.check.times import FEW, RATE_TOLERANCE
 from deftly.data.dataset import Dataset
 from deftly.sim.processes import usable_cores
@@ -20,7 +21,7 @@ GRID_S = 1e-4  # from here on a frame counts as off its time
 
 def check_videos(dataset: Dataset, config: CheckConfig) -> list[Finding]:
     """Probe every mp4 once and hold the times of its frames against the episodes that refer to it."""
-    findings: list[Finding] = []
+    findings = check_stretches(dataset)
     keys = {camera: key for camera, key in dataset.info.cameras().items() if dataset.features[key].dtype == "video"}
     with ThreadPoolExecutor(max(1, usable_cores())) as pool:
         for camera, key in keys.items():
