@@ -257,7 +257,7 @@ def test_stretches_that_are_half_a_frame_off_are_not_blamed(tmp_path: Path):
     root = write(tmp_path / "data", (LENGTH,) * 6)
     for by in (-0.045, 0.09):
         for name in (FROM, TO):
-            move(root, name, {i: by for i in (1, 3)})
+            move(root, name, dict.fromkeys((1, 3), by))
         assert codes(check(root, FULL), "refuse", "quarantine") == {}
 
 
