@@ -86,8 +86,8 @@ def test_every_sample_has_the_images_of_its_window(tmp_path, together):
 
 def test_each_frame_is_decoded_once_per_epoch_but_for_the_ones_before_a_piece(setup):
     stream = setup.loader(batch_size=1, augmentation=OFF)
-    for _ in range(SAMPLES):
-        stream.next()
+    for sample in range(SAMPLES):
+        stream.make(sample)
     pieces = stream.feed.order.num_pieces
     decoded = [(episode, frame) for camera, episode, frames in setup.dataset.asked if camera == "head" for frame in frames]
     ahead = 2 * 40 + 2 * pieces  # the next epoch's first blocks, and the two frames before each piece
@@ -100,11 +100,11 @@ def test_each_frame_is_decoded_once_per_epoch_but_for_the_ones_before_a_piece(se
 def test_what_waits_in_memory_is_bounded_and_decoding_is_spread_over_the_steps(tmp_path):
     setup = Setup(tmp_path, together=20, frames=1)
     stream = setup.loader(batch_size=2)
-    stream.next()
+    stream.make(0)
     decoded = []
-    for _ in range(150):
+    for step in range(150):
         before = setup.dataset.decoded
-        stream.next()
+        stream.make(2 * (step + 1))
         decoded.append(setup.dataset.decoded - before)
         assert len(stream.feed._blocks) <= 3
         assert sum(len(block.frames["head"]) for block in stream.feed._blocks.values()) <= 3 * (20 + 20)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -20,6 +20,7 @@ from torch import Tensor
 from deftly.data.augment import OFF, AugmentConfig, Colours, augment_colour, colour_maps
 from deftly.data.mixup import mixup
 from deftly.data.order import Ahead
+from deftly.data.prefetch import Prefetch
 from deftly.data.windows import Selection, Windows, check_mirror
 from deftly.randomness import sample_keys
 from deftly.types import Batch, DataError, Stream
@@ -28,11 +29,19 @@ WATCH_EVERY_S = 10.0
 WATCH_COST = 200  # looking at the files of a large dataset takes at most this share of the time: 1 / 200
 
 
+class Made(NamedTuple):
+    """A batch on the CPU, and what is still to be done to it on another device."""
+
+    batch: Batch
+    colours: dict[str, Colours] | None
+    """None where it is as it will be given."""
+
+
 class Loader(Stream):
     """Batches of windows on `device`.
 
     `next()` is the endless training stream: shuffled, augmented. `batches()` is one finite pass in fixed order without augmentation, whose
-    last batch may be smaller: what validation uses.
+    last batch may be smaller: what validation uses. The next batch is made in a thread while the one before is used (`prefetch.py`).
     """
 
     def __init__(
@@ -54,10 +63,11 @@ class Loader(Stream):
         self.windows, self.selection = windows, selection
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.augmentation, self.device = augmentation, torch.device(device)
-        self._consumed = 0
+        self.consumed = 0  # samples that were given
         self._watch, self._watch_next = watch, 0.0
         self.feed = windows.frames.feed(selection, seed, batch_size, augmentation, workers)
         self._colours = Ahead(self.feed.order, self._draw_colours, _samples)
+        self._prefetch = Prefetch(self.make)
 
     def __len__(self) -> int:
         """Windows per epoch."""
@@ -66,17 +76,30 @@ class Loader(Stream):
     @property
     def epoch(self) -> float:
         """How often the data has been seen."""
-        return self._consumed / len(self.selection)
+        return self.consumed / len(self.selection)
 
     def next(self) -> Batch:
         """The next full batch; raises `WorkerError` when a worker process died, `DataError` when the dataset is not what it was."""
-        self._check_unchanged()
-        images = self.feed.images(self._consumed, self.batch_size)
-        index, key = self.feed.order.take(self._consumed, self.batch_size)
+        self.check_unchanged()
+        try:
+            made = self._prefetch.take(self.consumed, self.consumed + self.batch_size)
+        except Exception:
+            self.feed.close()  # it may be a batch ahead
+            raise
+        return self.give(made)
+
+    def make(self, start: int) -> Made:
+        """Samples start .. start + batch_size - 1, as far as they can be made without the device; the stream stands where it stood."""
+        images = self.feed.images(start, self.batch_size)
+        index, key = self.feed.order.take(start, self.batch_size)
         batch = self.windows.build(self.selection.rows(index), key, images, self.augmentation, reword=True)
-        colours = self._colours.take(self._consumed, self.batch_size)
-        self._consumed += self.batch_size
-        return mixup(augment_colour(self._transfer(batch), self.augmentation, colours), self.augmentation)
+        colours = self._colours.take(start, self.batch_size)
+        return Made(batch, colours) if self.device.type != "cpu" else Made(self._finished(batch, colours), None)
+
+    def give(self, made: Made) -> Batch:
+        """The batch that was made, on the device; now it counts as given."""
+        self.consumed += self.batch_size
+        return made.batch if made.colours is None else self._finished(self._transfer(made.batch), made.colours)
 
     def batches(self) -> Iterator[Batch]:
         """Every window once, in the dataset's order, never augmented; does not move the stream."""
@@ -86,7 +109,7 @@ class Loader(Stream):
             yield self._transfer(self.windows.build(rows, key, self.windows.frames.read(rows, key, OFF)))
 
     def state(self) -> dict[str, Any]:
-        return {"consumed": self._consumed, "windows": len(self.selection), "seed": self.seed, "order": self.feed.order.name}
+        return {"consumed": self.consumed, "windows": len(self.selection), "seed": self.seed, "order": self.feed.order.name}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue after `consumed` samples; `DataError` when the state is of another stream (other windows or seed)."""
@@ -98,14 +121,15 @@ class Loader(Stream):
         consumed = state.get("consumed")
         if not isinstance(consumed, int) or consumed < 0:
             raise DataError(f"the saved stream's position is {consumed!r}, expected a whole number of samples")
-        self._consumed = consumed
-        self.feed.close()
+        self.close()
+        self.consumed = consumed
 
     def close(self) -> None:
-        """Stop the worker processes; the stream can go on, and starts new ones."""
+        """Stop the thread and the worker processes; the stream can go on, and starts new ones."""
+        self._prefetch.close()
         self.feed.close()
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
         """Ask `watch`, now and then: what is in the store stays the same, but a run on data that is being edited means nothing."""
         began = time.monotonic()
         if began < self._watch_next:
@@ -118,6 +142,9 @@ class Loader(Stream):
     def _draw_colours(self, key: Int64[Tensor, "m"]) -> dict[str, Colours]:
         names = self.windows.encoder.contract.recorded_cameras() if self.augmentation.changes_colour else ()
         return {name: colour_maps(key, name, self.augmentation) for name in names}
+
+    def _finished(self, batch: Batch, colours: dict[str, Colours]) -> Batch:
+        return mixup(augment_colour(batch, self.augmentation, colours), self.augmentation)
 
     def _transfer(self, batch: Batch) -> Batch:
         if self.device.type == "cpu":

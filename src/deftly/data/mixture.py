@@ -17,8 +17,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deftly.contract import CameraRole, Embodiment, MixedCamera
-from deftly.data.loader import Loader
+from deftly.data.loader import Loader, Made
 from deftly.data.measure import Part
+from deftly.data.prefetch import Prefetch
 from deftly.types import Batch, DataError, Stream, Tokens, UsageError
 
 Balance = Literal["frame", "episode", "task"]
@@ -132,24 +133,49 @@ def _joined(values: list[Any], order: Int64[Tensor, "b"]) -> Any:
     return torch.cat(values)[order]
 
 
+class MadeParts(NamedTuple):
+    """What each loader made, and the batch where it needs nothing of a device."""
+
+    parts: list[Made]
+    joined: Batch | None
+
+
 class Mixture(Stream):
     """Batches with a fixed number of samples from each loader's own stream."""
 
     def __init__(self, loaders: Sequence[Loader]) -> None:
         self.loaders = tuple(loaders)
+        self._prefetch = Prefetch(self._make)  # one for all: where one of them starts worker processes, no other one computes
 
     def __len__(self) -> int:
         """Windows of all datasets together."""
         return sum(map(len, self.loaders))
 
     def next(self) -> Batch:
-        return join([loader.next() for loader in self.loaders])
+        for loader in self.loaders:
+            loader.check_unchanged()
+        starts = [loader.consumed for loader in self.loaders]
+        following = [loader.consumed + loader.batch_size for loader in self.loaders]
+        try:
+            made = self._prefetch.take(starts, following)
+        except Exception:
+            for loader in self.loaders:
+                loader.feed.close()  # some of them may be a batch ahead
+            raise
+        batches = [loader.give(part) for loader, part in zip(self.loaders, made.parts, strict=True)]
+        return join(batches) if made.joined is None else made.joined
+
+    def _make(self, starts: Sequence[int]) -> MadeParts:
+        parts = [loader.make(start) for loader, start in zip(self.loaders, starts, strict=True)]
+        is_ready = all(part.colours is None for part in parts)
+        return MadeParts(parts, join([part.batch for part in parts]) if is_ready else None)
 
     def state(self) -> dict[str, Any]:
         return {"sources": [loader.state() for loader in self.loaders]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Each dataset continues where it was; `DataError` when the state is of another mixture."""
+        self.close()
         sources = state.get("sources")
         if not isinstance(sources, list) or len(sources) != len(self.loaders):
             raise DataError(f"the saved stream is not one of {len(self.loaders)} datasets: resume with the same mixture")
@@ -157,5 +183,6 @@ class Mixture(Stream):
             loader.load_state(kept)
 
     def close(self) -> None:
+        self._prefetch.close()
         for loader in self.loaders:
             loader.close()

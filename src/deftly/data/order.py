@@ -28,6 +28,7 @@ from deftly.data.windows import Selection, WindowOrder
 from deftly.randomness import permute, sample_keys, seed_of
 
 CHUNK = 4096  # samples whose order is computed at once: the permutation is many small vector operations
+KEPT = 4  # chunks: what is drawn ahead reads the next one, and the batch still this one
 DRAWN_AT_ONCE = 512  # samples
 PIECE = 32  # windows: shorter pieces mix better, longer ones seek less
 
@@ -41,8 +42,7 @@ class Order:
 
     def __init__(self, num_windows: int, seed: int) -> None:
         self.num_windows, self.seed = num_windows, seed
-        self._chunk = (-1, -1)
-        self._index = self._key = torch.zeros(0, dtype=torch.int64)
+        self._chunks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def take(self, start: int, count: int) -> tuple[Int64[np.ndarray, "m"], Int64[Tensor, "m"]]:
         """(window, key) of samples start .. start + count - 1."""
@@ -50,18 +50,20 @@ class Order:
         while count > 0:
             epoch, position = divmod(start, self.num_windows)
             chunk, offset = divmod(position, CHUNK)
-            if (epoch, chunk) != self._chunk:
-                self._compute(epoch, chunk)
+            if (epoch, chunk) not in self._chunks:
+                while len(self._chunks) >= KEPT:
+                    del self._chunks[next(iter(self._chunks))]
+                self._chunks[epoch, chunk] = self._compute(epoch, chunk)
+            windows, keys = self._chunks[epoch, chunk]
             taken = slice(offset, offset + count)
-            parts.append((self._index[taken], self._key[taken]))
+            parts.append((windows[taken], keys[taken]))
             start, count = start + len(parts[-1][0]), count - len(parts[-1][0])
         return torch.cat([index for index, _ in parts]).numpy(), torch.cat([key for _, key in parts])
 
-    def _compute(self, epoch: int, chunk: int) -> None:
+    def _compute(self, epoch: int, chunk: int) -> tuple[Int64[Tensor, "n"], Int64[Tensor, "n"]]:
         position = torch.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, self.num_windows))
-        self._index = permute(position, self.num_windows, self.seed, epoch)
-        self._key = sample_keys(self.seed, torch.full_like(position, epoch), position)
-        self._chunk = epoch, chunk
+        key = sample_keys(self.seed, torch.full_like(position, epoch), position)
+        return permute(position, self.num_windows, self.seed, epoch), key
 
 
 class Ahead(Generic[Drawn]):

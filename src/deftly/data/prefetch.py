@@ -1,0 +1,70 @@
+"""The next batch is made in a thread while the step before it runs: numpy and torch let go of the interpreter while they compute.
+
+One thread, one batch ahead, jobs one after the other. What nobody has asked for for certain is made by the caller itself: the first batch,
+and the one after an error or a `close`. So worker processes are started by the thread that asks for batches, at a time when the other one
+has nothing to do: a process that forks while another thread computes copies whatever lock that thread holds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+
+NAME = "deftly-prefetch"
+
+Job = TypeVar("Job")
+Made = TypeVar("Made")
+
+
+class Prefetch(Generic[Job, Made]):
+    """`take` gives what `make` makes of one job after the other."""
+
+    def __init__(self, make: Callable[[Job], Made]) -> None:
+        self.make = make
+        self._forget()
+
+    def take(self, job: Job, following: Job) -> Made:
+        """What `make` gives for a job, which is the `following` of the call before; this call's is begun. Raises what `make` raised."""
+        if self._owner != os.getpid():  # a forked process has the object, and not the thread
+            self._forget()
+        if self._prepared is None:
+            made = self.make(job)
+        else:
+            self._prepared.exception()  # waits; when that is interrupted the batch is still there
+            prepared, self._prepared = self._prepared, None
+            made = prepared.result()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, NAME)  # ends with its owner, and before the interpreter does
+            compute_alone(self._thread)
+        self._prepared = self._thread.submit(self.make, following)
+        return made
+
+    def close(self) -> None:
+        """Discard what was prepared and end the thread, after the batch that it is at; `take` goes on with any job."""
+        if self._thread is not None and self._owner == os.getpid():
+            self._thread.shutdown(wait=True, cancel_futures=True)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._owner = os.getpid()
+        self._thread: ThreadPoolExecutor | None = None
+        self._prepared: Future[Made] | None = None
+
+
+def compute_alone(thread: ThreadPoolExecutor) -> None:
+    """Keep that thread's torch operations in that thread. OpenMP gives every thread that computes a team of its own: two teams of as many
+    threads as there are cores wait for each other at the end of every operation, milliseconds each.
+
+    `torch.set_num_threads` sets OpenMP's number for the thread that calls it, and MKL's and that of later threads for the process: the
+    caller, who computes nothing meanwhile, sets those back.
+    """
+    before = torch.get_num_threads()
+    try:
+        thread.submit(torch.get_num_threads).result()  # a new thread takes the process's number once, which would otherwise be later
+        thread.submit(torch.set_num_threads, 1).result()
+    finally:
+        torch.set_num_threads(before)
