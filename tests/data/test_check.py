@@ -62,6 +62,33 @@ def test_a_frame_that_jumps_out_and_back_is_a_spike(tmp_path: Path):
     assert report.findings[0].frame == 20
 
 
+@pytest.mark.parametrize(("episodes", "every"), [(1, 60), (3, 59), (6, 90), (6, 30), (6, 10)])
+def test_many_spikes_do_not_hide_each_other(tmp_path: Path, episodes: int, every: int):
+    found = [motion(number) for number in range(episodes)]
+    for number, item in enumerate(found):
+        item.action[5 + every // 3 :: every, 1] += 5 if number % 2 else 7
+    count = sum(len(range(5 + every // 3, 60, every)) for _ in found)
+    (spike,) = (finding for finding in check(record(tmp_path / "data", found)).findings if finding.code == "spike")
+    assert f"({count} such frames)" in spike.message
+
+
+@pytest.mark.parametrize("kind", ["chatter", "noise", "wrapped", "flicker"])
+def test_what_looks_like_spikes_and_is_none_is_not_named(tmp_path: Path, kind: str):
+    draw = np.random.default_rng(0)
+    episodes = [motion(number) for number in range(6)]
+    for item in episodes:
+        column, odd = item.action[:, 3], draw.random(60) < 0.05
+        if kind == "chatter":  # a gripper with a noisy sensor that sometimes closes for a frame
+            column[:] = ((np.arange(60) // 20 % 2 == 1) ^ odd) + draw.normal(0, 0.01, 60)
+        elif kind == "noise":
+            column[:] = draw.laplace(size=60)
+        elif kind == "wrapped":
+            column[:] = (np.cumsum(draw.normal(0, 0.05, 60)) + 2 * np.pi) % (2 * np.pi) - np.pi
+        else:  # the last digits of a joint that rests
+            column[:] = 1e-4 * odd * draw.integers(1, 9, 60)
+    assert "spike" not in codes(check(record(tmp_path / "data", episodes), FULL), "warn")
+
+
 def test_a_switch_and_a_step_are_no_spikes(tmp_path: Path):
     episodes = [motion(number) for number in range(6)]
     for item in episodes:

@@ -13,8 +13,9 @@ from deftly.data.dataset import Dataset
 from deftly.data.schema import ACTION, STATE
 
 OUTLIER = 1e3  # times the spread between the 5 % and 95 % quantiles, away from the median
-SPIKE_STEP = 10  # times the 99 % quantile of the steps from row to row, out and back again in one frame
+SPIKE_STEP = 10  # times the 99 % quantile of the other steps from row to row, out and back again in one frame
 SPIKE_RANGE = 0.5  # and at least this share of the spread
+SWITCH = 0.05  # of the range: values that lie nearer to one of its ends than this, in the mean, are those of a switch
 FEW_LEVELS = 4  # different values: a switch jumps by nature
 NEAR_CONSTANT = 1e-2  # of the median spread of the feature's dimensions: normalisation raises it to that
 STILL = 1e-3  # of a dimension's spread: less than this from row to row is no motion
@@ -89,23 +90,52 @@ def _spikes(rows: Rows, name: str, values: np.ndarray, labels: tuple[str, ...], 
     inner[rows.start[:-1]] = inner[rows.start[1:] - 1] = False
     if not inner.any():
         return []
+    columns = [values[:, dim].astype(np.float64) for dim in range(len(labels))]
+    spreads = np.array([_reach(column[finite]) for column in columns])
+    floor = NEAR_CONSTANT * float(np.median(spreads[spreads > 0])) if (spreads > 0).any() else 0.0
     found = []
-    for dim, label in enumerate(labels):
-        column = np.where(finite, values[:, dim], 0).astype(np.float64)
+    for column, label, spread in zip(columns, labels, spreads.tolist(), strict=True):
         if len(np.unique(column[finite])) <= FEW_LEVELS:
             continue
-        steps = np.diff(column)
-        before, after = np.append(0, steps), np.append(-steps, 0)
-        jump = np.where((np.sign(before) == np.sign(after)) & inner, np.minimum(np.abs(before), np.abs(after)), 0)
-        spread = float(np.subtract(*np.quantile(column[finite], (0.99, 0.01))))
-        limit = max(SPIKE_STEP * float(np.quantile(np.abs(before[inner]), 0.99)), SPIKE_RANGE * spread)
-        spikes = jump > limit
-        if limit > 0 and spikes.any():
+        jump, spikes = _jumps(np.where(finite, column, 0), inner, finite, spread, floor)
+        if spikes.any():
             episode, frame, row = next(rows.first(spikes))
             message = f"{label!r} jumps by {jump[row]:.3g} for one frame ({int(spikes.sum())} such frames)"
             remedy = "look at it: a lost packet is not a motion"
             found.append(Finding(code="spike", verdict="warn", episode=episode, frame=frame, field=name, message=message, remedy=remedy))
     return found
+
+
+def _jumps(column: np.ndarray, inner: np.ndarray, finite: np.ndarray, spread: float, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """(how far each row lies off both its neighbours, on one side of them; whether that is a spike).
+
+    What is usual is measured on the rows that are left when everything that may be a spike is taken away, so that many spikes do not
+    hide each other.
+    """
+    steps = np.diff(column)
+    before, after = np.append(0, steps), np.append(-steps, 0)
+    jump = np.where((np.sign(before) == np.sign(after)) & inner, np.minimum(np.abs(before), np.abs(after)), 0)
+    odd = jump > SPIKE_RANGE * spread
+    calm = inner & ~odd
+    calm[1:] &= ~odd[:-1]  # a step away from a spike is a step of the spike
+    if not calm.any():
+        return jump, np.zeros_like(odd)
+    low, high = np.quantile(column[finite & ~odd], (0.01, 0.99))
+    usual = high - low
+    limit = max(SPIKE_STEP * float(np.quantile(np.abs(before[calm]), 0.99)), SPIKE_RANGE * usual, floor)
+    spikes = jump > limit
+    rest = column[calm]
+    if np.minimum(np.abs(rest - low), np.abs(rest - high)).mean() <= SWITCH * usual:  # a switch may be thrown for one frame
+        spikes &= (column < low - SPIKE_RANGE * usual) | (column > high + SPIKE_RANGE * usual)
+    if np.abs(column).max() <= np.pi + 0.01:  # so may an angle that is near half a turn
+        spikes &= jump < 1.8 * np.pi
+    return jump, spikes
+
+
+def _reach(column: np.ndarray) -> float:
+    """From the 1 % to the 99 % quantile."""
+    low, high = np.quantile(column, (0.01, 0.99))
+    return float(high - low)
 
 
 def _lengths(rows: Rows, config: CheckConfig) -> list[Finding]:
