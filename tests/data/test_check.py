@@ -16,6 +16,7 @@ from deftly.cli.main import main as deftly
 from deftly.data import quarantine
 from deftly.data.check.findings import CheckConfig, Report
 from deftly.data.check.run import check
+from deftly.data.check.table import render
 from deftly.data.dataset import Dataset
 from deftly.data.export import export_v21
 from deftly.data.repair import repair
@@ -154,6 +155,10 @@ def test_cameras_that_show_nothing_are_named(tmp_path: Path):
     ]
     found = check(record(tmp_path / "data", episodes), FULL)
     assert {finding.code: finding.field for finding in found.of("warn")} == {"dark_camera": "wrist", "frozen_camera": "head"}
+    assert next(iter(render(found).columns[2].cells)) == "all"
+    some = dataclasses.replace(found, num_episodes=25)
+    assert next(iter(render(some).columns[2].cells)) == "3 of 25"
+    assert found.of("warn")[0].to_dict()["count"] == 3
 
 
 @guards("data.check.statistics_missing")
@@ -175,10 +180,18 @@ def test_d17_statistics_of_another_kind_of_action_are_refused(tmp_path: Path):
     assert "statistics of other data, or of another kind of action" in str(check(root).refusal)
 
 
-def test_training_measures_its_own_statistics(tmp_path: Path):
+def test_training_measures_its_own_statistics_and_the_refusal_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     root = write_six(tmp_path / "data")
     (root / "meta/stats.json").write_text("{}")
     assert len(quarantine.accept(Dataset.open(root))[0]) == 6
+    with pytest.raises(SystemExit) as caught:
+        deftly(["data", "check", str(root)])
+    assert caught.value.code == 65
+    shown = capsys.readouterr()
+    assert "must not be trained on" not in shown.out
+    assert "refused for what others read, training does not" in shown.out
+    assert "training computes its own and never reads these, others would: `deftly data repair` computes them anew" in shown.err
+    assert len(quarantine.accept(Dataset.open(root))[0]) == 6, "a check changes nothing for training"
 
 
 def test_a_verdict_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,7 @@ from scipy import stats
 
 from batches import build_policy, random_batch
 from deftly.data.augment import OFF
+from deftly.data.mirror import draw_mirrored
 from deftly.data.mixup import ONE, beta, check_mixup, draw_partners, mixup
 from deftly.models.policy import PolicyConfig
 from deftly.objectives.imitation import ImitationConfig
@@ -69,6 +70,14 @@ def test_whoever_differs_in_padding_robot_cameras_or_labels_is_no_partner(field:
     index, partner, _ = draw_partners(batch, MIX.replace(mixup_distance=1.0))
     assert len(index) > 4
     assert torch.equal(odd[index], odd[partner])
+
+
+def test_a_mirrored_sample_is_no_partner_of_one_that_is_not():
+    batch = batch_of()
+    mirrored = torch.from_numpy(draw_mirrored(batch.key, 0.5))
+    index, partner, _ = draw_partners(batch, MIX.replace(mixup_distance=1.0, mirror=0.5))
+    assert len(index) > 4
+    assert torch.equal(mirrored[index], mirrored[partner])
 
 
 def test_depth_is_never_mixed():

@@ -2,8 +2,9 @@
 
 Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, mixes any two samples and their labels. For actions that would be
 wrong: the mean of "left of the cup" and "right of it" runs into the cup, and the mean of two tasks is no task. So partners are of the same
-task, with the same padding, and their normalised action chunks lie near each other; then image, state, past and future actions are averaged
-with one weight, and the instruction, being the same, needs no mixing. A sample that has no such partner in its batch stays as it is.
+task, both mirrored or neither, with the same padding, and their normalised action chunks lie near each other; then image, state, past and
+future actions are averaged with one weight, and the instruction, being the same, needs no mixing. A sample that has no such partner in its
+batch stays as it is.
 
 An objective says that its loss means something on averaged actions (`Objective.mixes_actions`); a run of any other refuses mixup. Classes
 and matched pairs need mixed labels instead, which is their objectives' own business.
@@ -22,6 +23,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from deftly.data.augment import AugmentConfig
+from deftly.data.mirror import draw_mirrored
 from deftly.randomness import uniform
 from deftly.types import Batch, Objective, UsageError
 
@@ -57,6 +59,8 @@ def mixup(batch: Batch, config: AugmentConfig) -> Batch:
 def draw_partners(batch: Batch, config: AugmentConfig) -> tuple[Int64[Tensor, "m"], Int64[Tensor, "m"], Int64[Tensor, "m"]]:
     """(samples that are mixed, the partner of each, the sample's own weight in 1/256, at least half)."""
     may = _near(batch, config.mixup_distance) & _alike(batch)
+    mirrored = torch.from_numpy(draw_mirrored(batch.key.cpu(), config.mirror))
+    may &= mirrored[:, None] == mirrored[None]  # a mirrored sample of a task may say the other side
     may.fill_diagonal_(False)
     count = may.sum(1)
     draw = uniform(batch.key.cpu(), "augment.mixup", (2,))

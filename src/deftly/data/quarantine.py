@@ -15,7 +15,7 @@ import numpy as np
 
 from deftly import storage
 from deftly.contract import fingerprint
-from deftly.data.check.findings import CheckConfig, Finding, quarantined, refusal
+from deftly.data.check.findings import FOR_OTHERS, CheckConfig, Finding, quarantined, refusal
 from deftly.data.check.run import check_dataset
 from deftly.data.dataset import Dataset
 from deftly.data.store import default_cache
@@ -51,8 +51,9 @@ def accept(dataset: Dataset, config: CheckConfig = CheckConfig(), cache_dir: Pat
 
 
 def keep(root: Path, findings: Iterable[Finding], config: CheckConfig, cache_dir: Path | None = None) -> None:
-    """Remember a verdict; a cache that cannot be written is done without."""
-    values = {"full": config.full, "findings": [finding.to_dict() for finding in findings]}
+    """Remember a verdict on what training reads; a cache that cannot be written is done without."""
+    kept = [finding.to_dict() for finding in findings if finding.code not in FOR_OTHERS]
+    values = {"full": config.full, "findings": kept}
     try:
         storage.write_json(_place(root, config, cache_dir), values)
     except OSError:

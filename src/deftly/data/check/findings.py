@@ -21,6 +21,7 @@ from deftly.config import Config
 
 Verdict = Literal["refuse", "quarantine", "warn", "note"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+FOR_OTHERS = ("statistics_missing", "statistics_differ", "statistics_stale", "split_leak")  # codes of what our training does not read
 
 
 class CheckConfig(Config):
@@ -50,6 +51,7 @@ class Finding:
     episode: int | None = None
     frame: int | None = None
     field: str | None = None
+    count: int | None = None  # of episodes, where it is about more of them than the one that is named
 
     @property
     def where(self) -> str:
@@ -92,6 +94,12 @@ class Report:
     def refusal(self) -> str | None:
         """Why nothing may be trained on this dataset, in one line; None when it may."""
         return refusal(self.findings, self.num_episodes, self.budget)
+
+    @property
+    def keeps_from_training(self) -> bool:
+        """Whether what is refused is something that our training reads."""
+        read = [finding for finding in self.findings if finding.code not in FOR_OTHERS]
+        return refusal(read, self.num_episodes, self.budget) is not None
 
     def of(self, verdict: Verdict) -> list[Finding]:
         return [finding for finding in self.findings if finding.verdict == verdict]

@@ -86,4 +86,6 @@ def _dull(camera: str, sight: str, episodes: list[int], total: int) -> Finding:
     what = "is black" if sight == "dark" else "shows one unmoving picture"
     message = f"the camera {what} in {len(episodes)} of {total} episodes"
     remedy = "leave the camera out (data.cameras), or drop the episodes"
-    return Finding(code=f"{sight}_camera", verdict="warn", episode=episodes[0], field=camera, message=message, remedy=remedy)
+    return Finding(
+        code=f"{sight}_camera", verdict="warn", episode=episodes[0], field=camera, message=message, remedy=remedy, count=len(episodes)
+    )

@@ -59,7 +59,18 @@ def check_splits(rows: Rows, dataset: Dataset) -> list[Finding]:
     place = f"of split {side_of[episode]!r} has the same {what} as episode {first} of split {side_of[first]!r}"
     message = f"{place} ({len(leaks)} episodes leak)"
     remedy = "results on that split mean nothing: split anew, whole scenes at a time (deftly does so by itself)"
-    return [Finding(code="split_leak", verdict="warn", file=INFO_PATH, episode=episode, field="splits", message=message, remedy=remedy)]
+    return [
+        Finding(
+            code="split_leak",
+            verdict="warn",
+            file=INFO_PATH,
+            episode=episode,
+            field="splits",
+            message=message,
+            remedy=remedy,
+            count=len(leaks),
+        )
+    ]
 
 
 def _declared(dataset: Dataset) -> dict[str, range]:

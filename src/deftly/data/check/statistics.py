@@ -16,7 +16,7 @@ from deftly.types import DataError
 NEEDED = ("min", "max", "mean", "std")
 TOLERANCE = 1e-2  # of the range: the sums of others are in float32, and some round
 MOST = 0.5  # of the dimensions
-REMEDY = "`deftly data repair` computes them anew"
+REMEDY = "training computes its own and never reads these, others would: `deftly data repair` computes them anew"
 
 
 def check_statistics(rows: Rows, dataset: Dataset) -> list[Finding]:

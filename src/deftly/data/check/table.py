@@ -26,7 +26,7 @@ def render(report: Report) -> Table:
         text = Text.assemble(printable(f"{first.where}: " if first.where else ""), printable(first.message))
         if first.remedy:
             text.append("; " + printable(first.remedy).plain, style="dim")
-        table.add_row(Text(first.verdict, style=COLOURS[first.verdict]), first.code, _episodes(findings), text)
+        table.add_row(Text(first.verdict, style=COLOURS[first.verdict]), first.code, _episodes(findings, report.num_episodes), text)
     return table
 
 
@@ -38,7 +38,15 @@ def grouped(report: Report) -> list[list[Finding]]:
     return sorted(groups.values(), key=lambda group: (VERDICTS.index(group[0].verdict), -len(group), group[0].code))
 
 
-def _episodes(findings: list[Finding]) -> str:
+def _episodes(findings: list[Finding], total: int) -> str:
+    """Which episodes, or how many."""
+    counts: dict[str | None, int] = {}
+    for finding in findings:
+        if finding.count is not None:
+            counts[finding.field] = counts.get(finding.field, 0) + finding.count
+    most = max(counts.values(), default=0)  # of a camera
+    if most > 1:
+        return "all" if most >= total else f"{most} of {total}"
     numbers = sorted({finding.episode for finding in findings if finding.episode is not None})
     if not numbers:
         return ""
@@ -54,6 +62,7 @@ def show(report: Report) -> None:
         console.print(render(report))
     left_out = len(report.quarantined)
     how = "every frame decoded" if report.full else "videos probed, not decoded"
-    verdict = "must not be trained on" if report.refusal else f"{left_out} to be left out" if left_out else "sound"
+    refused = "must not be trained on" if report.keeps_from_training else "refused for what others read, training does not"
+    verdict = refused if report.refusal else f"{left_out} to be left out" if left_out else "sound"
     size = f"{report.num_episodes} episodes, {report.num_frames} frames"
     console.print(printable(f"{report.root}: {size}, {verdict} ({how}, {report.seconds:.1f} s)"), soft_wrap=True)

@@ -91,7 +91,7 @@ def _check_file(
     if drifted:
         late, episode = max(drifted)
         message = f"frames of {len(drifted)} episodes lie up to {late * 1e3:.1f} ms beside frame / fps; the nearest one is taken"
-        found.append(Finding(code="video_grid", verdict="note", file=file, episode=episode, field=key, message=message))
+        found.append(Finding(code="video_grid", verdict="note", file=file, episode=episode, field=key, message=message, count=len(drifted)))
     return found
 
 
