@@ -16,11 +16,12 @@ import torch
 
 from deftly import storage
 from deftly.agent import load
+from deftly.contract import Mirror
 from deftly.data.augment import OFF
 from deftly.recipes import RECIPES
 from deftly.run import Run, build_policy, choose_device, offline, print_plan, train, write_policy
 from deftly.types import UsageError
-from small_data import write_dataset
+from small_data import robot, write_dataset
 
 STEPS = 14
 
@@ -126,6 +127,20 @@ def test_offline_file_is_what_was_returned(data: Path, tmp_path: Path) -> None:
     prepared = run.data.build(seed=run.seed, device="cpu", executed_steps=run.executed_steps)
     assert offline(tmp_path / "run", prepared, torch.device("cpu")) == summary["offline"]
     prepared.close()
+
+
+def test_what_needs_no_learning_is_judged_alike_with_and_without_a_mirror(tmp_path: Path) -> None:
+    body = robot()
+    cameras = {"head": "head", "wrist": "wrist"}
+    values = {"state_order": range(5), "state_sign": (1,) * 5, "action_order": (1, 0, 2, 3), "action_sign": (1, 1, 1, -1)}
+    data = write_dataset(tmp_path / "data", (9, 7, 8, 6), body.replace(mirror=Mirror.parse({**values, "cameras": cameras}, "mirror")))
+    run, found = small_run(data), []
+    run = run.replace(training=run.training.replace(steps=1, checkpoint_every=1, validate_every=1))
+    for mirror in (0.0, 0.5):
+        one = run.replace(data=run.data.replace(augmentation=OFF.replace(mirror=mirror)))
+        found.append(train(one, tmp_path / f"run-{mirror}", device="cpu")["offline"])
+    for name in ("mean_action", "repeat_last"):
+        assert np.isclose(found[0][name]["l1_per_spread"], found[1][name]["l1_per_spread"], atol=1e-5), name
 
 
 def test_plan_and_policy(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

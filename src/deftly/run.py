@@ -136,6 +136,7 @@ def write_policy(folder: Path, state: dict[str, Tensor], run: Run, data: Trainin
 def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[str, Any]:
     """Offline error of the policy that this run would act with, on the held-out episodes; written to `offline.json`.
 
+    Mean and spread are those of each dataset's own training episodes as recorded, so that runs with and without a mirror can be compared.
     Of a mixture it is the mean over its datasets, each in its own robot's units, and each one's own are in `offline_datasets.json`.
     """
     from deftly.agent import load
@@ -144,7 +145,7 @@ def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[s
     results = {}
     for part in data.parts:
         if part.validation is not None:
-            mean, spread = (torch.tensor(part.statistics["action"][name]) for name in ("mean", "std"))
+            mean, spread = (torch.tensor(part.own_statistics["action"][name]) for name in ("mean", "std"))
             names, batches = part.contract.embodiment.action.names, part.validation.batches()
             found = l1_per_spread(agent.policy, batches, mean=mean, spread=spread, names=names, units=part.encoder)
             results[str(part.dataset.root)] = found
@@ -195,8 +196,8 @@ def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Pa
         "data": "\n           ".join(
             f"{seen['path']}: {seen['frames']} frames at {seen['rate_hz']:g} Hz, {seen['training_episodes']} episodes to train on and "
             f"{seen['validation_episodes']} held out, {seen['instructions']} instructions of {seen['vocabulary']} words"
-            + (f"; {seen['samples_per_batch']} of each {size} samples" if len(parts) > 1 else "")
-            for seen in parts
+            + (f"; {seen['samples_per_batch']} of each {size} samples{_counting(factor)}" if len(parts) > 1 else "")
+            for seen, factor in zip(parts, data.sample_factors, strict=True)
         ),
         **({"left out": f"{left_out} broken episodes, see {quarantine.QUARANTINE_FILE}"} if left_out else {}),
         "policy": f"{plan['parameters']:,} parameters, cameras {', '.join(contract.cameras)} at {contract.image_size} px",
@@ -207,3 +208,8 @@ def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Pa
     }
     for name, text in lines.items():
         print(f"{name:>9}  {text}", file=sys.stderr)
+
+
+def _counting(factor: float) -> str:
+    """What a sample weighs, where whole samples in a batch are far from the dataset's share."""
+    return "" if 0.9 < factor < 1.1 else f", each weighing {factor:.2g} to make up its share"

@@ -10,7 +10,7 @@ from batches import random_batch
 from deftly.contract import Camera, Embodiment, Vector, Window
 from deftly.data.actions import ActionsConfig
 from deftly.data.augment import OFF, AugmentConfig
-from deftly.data.mixture import Mixture, counts_of, first_task, join, robots_of, sample_weights, sizes_of
+from deftly.data.mixture import Mixture, counts_of, factors_of, first_task, join, robots_of, sample_weights, sizes_of
 from deftly.data.prepared import TrainingData
 from deftly.data.source import DataConfig, Source
 from deftly.types import Batch, DataError, UsageError
@@ -235,6 +235,7 @@ def test_counts_fill_the_batch_and_are_near_the_shares(shares, size):
     exact = np.array(shares) / sum(shares) * size
     if exact.min() >= 1:
         assert (np.abs(np.array(counts) - exact) <= 1 + 1e-9).all()
+    assert np.allclose(np.array(counts) * factors_of(shares, counts), exact), "what they weigh adds up to the shares"
 
 
 def test_balance_by_frames_episodes_or_instructions():
@@ -258,6 +259,19 @@ def test_a_balanced_dataset_weighs_its_samples(roots):
     length = torch.tensor(LENGTHS["one"])[batch.episode]
     assert np.allclose(batch.weight * length, (batch.weight * length)[0])
     assert torch.equal(build(roots).train.next().weight, torch.ones(6))
+
+
+@pytest.mark.parametrize("weight", [0.001, 0.01, 1.0, 3.0])
+def test_a_weight_counts_exactly_however_few_samples_a_batch_has(roots, weight):
+    data = build(roots, two(roots, weight=weight))
+    one, other = (len(part.train) for part in data.parts)
+    for _ in range(3):
+        batch = data.train.next()
+        share = batch.weight[batch.domain == 1].sum() / batch.weight.sum()
+        assert np.isclose(float(share), weight * other / (weight * other + one))
+        assert np.isclose(float(batch.weight.mean()), 1)
+    held_out = list(data.validation_batches())
+    assert all(torch.equal(batch.weight, torch.ones(len(batch))) for batch in held_out), "figures on held-out windows stay what they are"
 
 
 def test_joined_batches_are_interleaved_and_keep_their_memory_layout():

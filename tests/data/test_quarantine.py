@@ -29,9 +29,11 @@ def test_broken_episodes_are_left_out_and_written_down(tmp_path: Path):
     cut(root / video(4), 0.5)
     accepted, findings = quarantine.accept(Dataset.open(root), HALF)
     assert accepted.tolist() == [0, 2, 3, 5]
-    quarantine.write(tmp_path / "quarantine.jsonl", findings)
+    quarantine.write(tmp_path / "quarantine.jsonl", [(root, findings), (tmp_path / "other", findings[:1])])
     lines = list(storage.read_lines(tmp_path / "quarantine.jsonl"))
-    assert sorted((line["episode"], line["code"]) for line in lines) == [(1, "not_finite"), (4, "broken_video")]
+    mine = [line for line in lines if line["dataset"] == str(root)]
+    assert sorted((line["episode"], line["code"]) for line in mine) == [(1, "not_finite"), (4, "broken_video")]
+    assert [line["dataset"] for line in lines if line not in mine] == [str(tmp_path / "other")], "numbers are of that dataset"
 
 
 @guards("data.quarantine.refusal")

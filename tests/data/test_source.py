@@ -162,8 +162,9 @@ def test_a_mirror_changes_what_is_measured_where_the_robot_declares_one(tmp_path
     assert found["min"][0] == -found["max"][0], "as far to one side as to the other"
     assert found["min"][1] != -found["max"][1]
     assert data.summary()["augmentation_notes"] == []
-    plain = build(root, augmentation=OFF).statistics["observation.state"]
-    assert plain["min"][0] != -plain["max"][0]
+    plain = build(root, augmentation=OFF)
+    assert plain.statistics["observation.state"]["min"][0] != -plain.statistics["observation.state"]["max"][0]
+    assert data.parts[0].own_statistics == plain.parts[0].own_statistics == plain.statistics, "it is judged by what was recorded"
 
 
 def test_a_mirror_that_nobody_declared_is_off_and_the_plan_says_so(root):

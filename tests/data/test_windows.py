@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from deftly.contract import Camera, Mirror, Window
 from deftly.data.augment import OFF
 from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
-from deftly.data.windows import Selection, Windows, check_mirror, locate
-from deftly.types import UsageError
-from guards import guards
+from deftly.data.windows import Selection, Windows, locate
 from small_data import FakeDataset, build_windows, robot
 
 
@@ -110,22 +108,6 @@ def test_a_mirrored_sample_is_mirrored_in_every_part(tmp_path):
             assert torch.equal(half.state[i], plain.state[i])
             assert torch.equal(half.past_actions[i], plain.past_actions[i])
             assert torch.equal(half.text.ids[i], plain.text.ids[i])
-
-
-@guards("data.windows.mirror_declared")
-def test_a_mirror_that_no_robot_declares_is_refused(tmp_path):
-    windows = build_windows(FakeDataset(), tmp_path)
-    with pytest.raises(UsageError, match=r"augmentation.mirror: the robot 'toy' declares no mirror"):
-        check_mirror(STILL, windows.encoder.contract)
-    check_mirror(OFF, windows.encoder.contract)
-
-
-@guards("data.windows.mirror_partner")
-def test_a_mirror_needs_the_partner_camera(tmp_path):
-    contract = two_arms(tmp_path).encoder.contract
-    check_mirror(STILL, contract)
-    with pytest.raises(UsageError, match="camera 'left' mirrored shows 'right', which the policy does not see"):
-        check_mirror(STILL, contract.replace(cameras=("left",)))
 
 
 @pytest.mark.parametrize("stored", [None, 20])

@@ -21,7 +21,7 @@ from deftly.data.augment import OFF, AugmentConfig, Colours, augment_colour, col
 from deftly.data.mixup import mixup
 from deftly.data.order import Ahead
 from deftly.data.prefetch import Prefetch
-from deftly.data.windows import Selection, Windows, check_mirror
+from deftly.data.windows import Selection, Windows
 from deftly.randomness import sample_keys
 from deftly.types import Batch, DataError, Stream
 
@@ -59,7 +59,6 @@ class Loader(Stream):
         """`selection` holds the windows to draw from. `watch` tells what of the dataset has changed, if anything: `Dataset.changed`."""
         if not len(selection):
             raise DataError("there is no window to load: the episodes of this split are empty")
-        check_mirror(augmentation, windows.encoder.contract)
         self.windows, self.selection = windows, selection
         self.seed, self.batch_size, self.workers = seed, batch_size, workers
         self.augmentation, self.device = augmentation, torch.device(device)

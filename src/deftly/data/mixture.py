@@ -1,14 +1,15 @@
 """Several datasets, of one robot or of many, in one stream of batches: how much of each, and what they have in common.
 
 Every batch holds the same number of samples of each dataset, so each dataset's own stream (order, keys, epochs) is what it would be alone:
-adding one changes nothing of the others but how many of their samples a batch has. Numbers are normalised by each robot's own statistics; a
-camera or a dimension that a robot does not have is masked. How a dataset is prepared does not belong here (`source.py`).
+adding one changes nothing of the others but how many of their samples a batch has, and what those weigh. Numbers are normalised by each
+robot's own statistics; a camera or a dimension that a robot does not have is masked. How a dataset is prepared does not belong here
+(`source.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -112,6 +113,12 @@ def counts_of(shares: Sequence[float], batch_size: int) -> list[int]:
     return counts.tolist()
 
 
+def factors_of(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, ...]:
+    """What a sample of each dataset weighs in the loss, 1 in the mean over a batch, so that whole samples add up to the exact shares."""
+    total, size = sum(shares), sum(counts)
+    return tuple(share / total * size / count for share, count in zip(shares, counts, strict=True))
+
+
 def join(batches: Sequence[Batch]) -> Batch:
     """One batch out of several with the same fields; each one's samples are spread evenly over it, so that micro-batches are alike."""
     place = np.concatenate([(np.arange(len(batch)) + 0.5) / len(batch) for batch in batches])
@@ -141,10 +148,10 @@ class MadeParts(NamedTuple):
 
 
 class Mixture(Stream):
-    """Batches with a fixed number of samples from each loader's own stream."""
+    """Batches with a fixed number of samples from each loader's own stream, whose weights are multiplied by its factor."""
 
-    def __init__(self, loaders: Sequence[Loader]) -> None:
-        self.loaders = tuple(loaders)
+    def __init__(self, loaders: Sequence[Loader], factors: Sequence[float]) -> None:
+        self.loaders, self.factors = tuple(loaders), tuple(factors)
         self._prefetch = Prefetch(self._make)  # one for all: where one of them starts worker processes, no other one computes
 
     def __len__(self) -> int:
@@ -163,12 +170,15 @@ class Mixture(Stream):
                 loader.feed.close()  # some of them may be a batch ahead
             raise
         batches = [loader.give(part) for loader, part in zip(self.loaders, made.parts, strict=True)]
-        return join(batches) if made.joined is None else made.joined
+        return self._join(batches) if made.joined is None else made.joined
 
     def _make(self, starts: Sequence[int]) -> MadeParts:
         parts = [loader.make(start) for loader, start in zip(self.loaders, starts, strict=True)]
         is_ready = all(part.colours is None for part in parts)
-        return MadeParts(parts, join([part.batch for part in parts]) if is_ready else None)
+        return MadeParts(parts, self._join([part.batch for part in parts]) if is_ready else None)
+
+    def _join(self, batches: Sequence[Batch]) -> Batch:
+        return join([replace(batch, weight=batch.weight * factor) for batch, factor in zip(batches, self.factors, strict=True)])
 
     def state(self) -> dict[str, Any]:
         return {"sources": [loader.state() for loader in self.loaders]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deftly.contract import Contract
@@ -24,6 +25,8 @@ class Prepared:
     dataset: Dataset
     encoder: ObservationEncoder
     """Of its robot; datasets of one robot share it."""
+    own_statistics: Statistics
+    """Of its own training episodes as recorded, without mirror images and other datasets: what it is judged by."""
     train: Loader
     validation: Loader | None
     split: Split
@@ -107,13 +110,19 @@ class TrainingData:
         return self.parts[0].split
 
     @property
+    def sample_factors(self) -> tuple[float, ...]:
+        """What a sample of each dataset weighs besides its balance (`mixture.factors_of`)."""
+        return self.train.factors if isinstance(self.train, Mixture) else (1.0,)
+
+    @property
     def robots(self) -> list[ObservationEncoder]:
         """Of each robot, in the order of `Contract.robot_index`."""
         return list({part.contract.robot_index: part.encoder for part in self.parts}.values())
 
     @property
-    def findings(self) -> list[Finding]:
-        return [finding for part in self.parts for finding in part.findings]
+    def findings(self) -> list[tuple[Path, list[Finding]]]:
+        """Each dataset's folder, and what the check found in it."""
+        return [(part.dataset.root, part.findings) for part in self.parts]
 
     def validation_batches(self) -> Iterator[Batch]:
         """The held-out windows of every dataset, one after the other; nothing where no episode was held out."""

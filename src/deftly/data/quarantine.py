@@ -88,7 +88,12 @@ def _kept(place: Path, full: bool) -> list[Finding] | None:
         return None  # torn or foreign: looked at again
 
 
-def write(path: Path, findings: Iterable[Finding]) -> None:
-    """The findings that left episodes out, one JSON line each; the file is there even when it is empty."""
-    lines = [json.dumps(finding.to_dict(), ensure_ascii=False) + "\n" for finding in findings if finding.verdict == "quarantine"]
+def write(path: Path, found: Iterable[tuple[Path, Iterable[Finding]]]) -> None:
+    """The findings that left episodes out of each dataset, one JSON line each; the file is there even when it is empty."""
+    lines = [
+        json.dumps({"dataset": str(root), **finding.to_dict()}, ensure_ascii=False) + "\n"
+        for root, findings in found
+        for finding in findings
+        if finding.verdict == "quarantine"
+    ]
     storage.write_text(path, "".join(lines))

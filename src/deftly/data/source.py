@@ -31,7 +31,7 @@ from deftly.data.language.augment import NOT_REWORDED, Augmenter, LanguageConfig
 from deftly.data.language.texts import spoken
 from deftly.data.loader import Loader
 from deftly.data.measure import Part, blocks, cached_statistics, check_numbers, mirrored
-from deftly.data.mixture import Balance, Common, Mixture, counts_of, in_common, robots_of, sample_weights, sizes_of
+from deftly.data.mixture import Balance, Common, Mixture, counts_of, factors_of, in_common, robots_of, sample_weights, sizes_of
 from deftly.data.prepared import Prepared, TrainingData
 from deftly.data.split import Split, check_split, split_episodes
 from deftly.data.store import FrameStore, default_cache
@@ -127,11 +127,12 @@ class DataConfig(Config):
         encoders = self._encoders(opened, common, tokenizer, executed_steps)
         sizes = sizes_of(self.balance, [one.training for one in opened])
         weights = [1.0, *(source.weight for source in self.mixture)]
-        counts = counts_of([size * weight for size, weight in zip(sizes, weights, strict=True)], self.batch_size)
+        shares = [size * weight for size, weight in zip(sizes, weights, strict=True)]
+        counts = counts_of(shares, self.batch_size)
         parts = tuple(
             self._load(one, encoders[number], number, counts[number], heard.augmenter, seed, device) for number, one in enumerate(opened)
         )
-        train = Mixture([part.train for part in parts]) if self.mixture else parts[0].train
+        train = Mixture([part.train for part in parts], factors_of(shares, counts)) if self.mixture else parts[0].train
         return TrainingData(parts, tokenizer, train, [*dict.fromkeys(note for one in opened for note in one.notes), *heard.notes])
 
     def _open(self, seed: int, cache_dir: Path | None, episodes: tuple[np.ndarray, np.ndarray] | None) -> list[Opened]:
@@ -225,7 +226,8 @@ class DataConfig(Config):
         if len(one.split[1]):
             chosen = Selection(dataset.episode_start, one.split[1], at_most=self.validation_samples)
             validation = Loader(windows, chosen, seed=seed_of("validation", seed), batch_size=self.batch_size, device=device)
-        return Prepared(dataset, encoder, train, validation, one.split, frames.num_bytes, one.findings)
+        own = cached_statistics([one.training], one.cache, one.relative, self.window)
+        return Prepared(dataset, encoder, own, train, validation, one.split, frames.num_bytes, one.findings)
 
     def _frames(self, one: Opened, contract: Contract) -> Frames | VideoFrames:
         """Where the policy's images come from; a store is filled here."""

@@ -27,7 +27,7 @@ from deftly.data.language.augment import Augmenter
 from deftly.data.language.texts import Texts
 from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
 from deftly.data.warp import draw_maps, warp
-from deftly.types import Batch, UsageError
+from deftly.types import Batch
 
 
 class WindowRows(NamedTuple):
@@ -165,24 +165,6 @@ def moved(
                 both[chosen] = warp(frames[shown], rows[chosen], part[chosen], size)
             images[name] = torch.from_numpy(both)
     return images
-
-
-def check_mirror(augmentation: AugmentConfig, contract: Contract) -> None:
-    """Raise a `UsageError` when samples are to be mirrored and the robot or the policy's cameras do not allow it."""
-    robot = contract.embodiment
-    if not augmentation.mirror:
-        return
-    if robot.mirror is None:  # guard: data.windows.mirror_declared
-        raise UsageError(
-            f"augmentation.mirror: the robot {robot.name!r} declares no mirror; set it to 0, or declare what left and right are"
-        )
-    seen = set(contract.recorded_cameras().values())
-    for name in sorted(seen):
-        partner = robot.mirror.cameras[name]
-        if partner not in seen:  # guard: data.windows.mirror_partner
-            raise UsageError(
-                f"augmentation.mirror: camera {name!r} mirrored shows {partner!r}, which the policy does not see; add it to cameras"
-            )
 
 
 class Windows:
