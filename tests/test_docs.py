@@ -205,4 +205,4 @@ def test_the_readme_example_uses_what_there_is(monkeypatch, tmp_path):
     inputs = "head = wrist = state = None\n"
     module_of(inputs + source, tmp_path / "readme_0.py")
     assert [name for name, _, _ in calls] == ["reset", "act"]
-    assert set(calls[1][1][0]) == set(Observation.__annotations__)
+    assert set(calls[1][1][0]) == Observation.__required_keys__

@@ -169,5 +169,7 @@ def test_choices_that_cannot_be() -> None:
     run = RECIPES["imitate"](True)
     with pytest.raises(UsageError, match="executed_steps 17 is more than the chunk of 16"):
         run.replace(executed_steps=17)
+    with pytest.raises(UsageError, match="this world shows no depth"):
+        RECIPES["demo"](True).replace(data=RECIPES["demo"](True).data.replace(depth=("head_depth",)))
     with pytest.raises(UsageError, match="judged offline"):
         RECIPES["demo"](True).replace(folds=2)

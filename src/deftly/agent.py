@@ -183,7 +183,7 @@ class Agent:
     def reset(self, key: int) -> None:
         """Forget the episode. `key` seeds whatever the policy draws: the same key and observations give the same actions."""
         self._key, self._inferences = key, 0
-        self._seen = Seen(images=[], state=[], past_actions=[])
+        self._seen = Seen(images=[], state=[], past_actions=[], depth=[])
         self._last_action: np.ndarray | None = None
         self._waiting: deque[np.ndarray] = deque()
 
@@ -243,6 +243,7 @@ class Agent:
             images=[*_last(old.images, keep), images],
             state=[*_last(old.state, keep), state.copy()],
             past_actions=[*_last(old.past_actions, keep), self._last_action],
+            depth=[*_last(old.depth, keep), self.encoder.depth(observation)],
         )
 
     def _draw_key(self) -> int:

@@ -130,6 +130,16 @@ class MixedCamera(Config):
     role: CameraRole
 
 
+class DepthCamera(Config):
+    """A camera that measures distances, beside one that sees."""
+
+    name: str
+    camera: str
+    """The policy's camera whose image moves with it."""
+    height: int = pydantic.Field(gt=0)
+    width: int = pydantic.Field(gt=0)
+
+
 class RelativeActions(Config):
     """Actions counted from where the robot is, as the policy predicts them; `data/actions.py` turns them around.
 
@@ -154,6 +164,8 @@ class Contract(Config):
     """The cameras that the policy looks at, in order: by the embodiment's names, or by the mixture's where there is one."""
     mixed_cameras: dict[str, MixedCamera] | None = None
     """What each of the policy's cameras is on this robot, for a policy of several robots; null: every camera is the embodiment's own."""
+    depth: tuple[DepthCamera, ...] = ()
+    """The depth cameras that the policy is given, in order."""
     image_size: int = pydantic.Field(gt=0)
     """Side in pixels of the square image that the policy sees."""
     stored_size: int | None = pydantic.Field(default=None, gt=0)

@@ -58,6 +58,8 @@ class Run(Config):
             raise ValueError(f"executed_steps {self.executed_steps} is more than the chunk of {self.data.window.chunk} actions")
         if self.folds is not None and self.world is not None:
             raise ValueError("a run with folds is judged offline: set world to null, or leave folds out")
+        if self.data.depth and self.world is not None:
+            raise ValueError("this world shows no depth, which the policy would ask for: set world to null, or leave data.depth out")
         if self.folds is not None and self.data.mixture:
             raise ValueError("folds are of a single dataset: leave data.mixture out, or folds")
         return self

@@ -63,7 +63,7 @@ class Batch:
     key: Int64[Tensor, "b"]  # hash of (seed, epoch, position); every random draw about a sample starts from it
     images: dict[str, Tensor]  # camera -> [b t c h w] uint8 until the model's own preprocessing
     camera_is_missing: dict[str, Tensor]  # camera -> [b] bool: absent cameras are masked, never zero-filled silently
-    depth: dict[str, Tensor] = field(default_factory=dict)  # camera -> [b t 1 h w] metres
+    depth: dict[str, Tensor] = field(default_factory=dict)  # depth camera -> [b t 1 h w] metres, 0 where nothing was measured
     state: Float[Tensor, "b t s"]  # normalised proprioception
     state_dim_is_pad: Bool[Tensor, "b s"]
     past_actions: Float[Tensor, "b t a"]  # normalised; row i was commanded one step before observation frame i
@@ -216,7 +216,13 @@ class Stream(ABC):
         """Stop worker processes."""
 
 
-class Observation(TypedDict):
+class Measured(TypedDict, total=False):
+    """What an observation holds only for a policy whose contract lists it."""
+
+    depth: dict[str, np.ndarray]  # depth camera -> float32 [h w] metres, 0 where nothing was measured
+
+
+class Observation(Measured):
     """What a robot or a world shows: raw units, as recorded."""
 
     images: dict[str, np.ndarray]  # camera -> uint8 [h w 3]

@@ -48,7 +48,7 @@ def test_only_the_window_is_looked_at(encoder):
 
 def test_padding_is_zero_whatever_stands_there(encoder):
     images = encoder.images(observation(encoder))
-    seen = Seen(images=[images], state=[np.zeros(5, np.float32)], past_actions=[None])
+    seen = Seen(images=[images], state=[np.zeros(5, np.float32)], past_actions=[None], depth=[{}])
     batch = encoder.encode_seen(seen, "grab the green box", 0)
     assert (batch.past_actions == 0).all()
     assert batch.past_action_is_pad.all()

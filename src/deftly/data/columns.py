@@ -46,9 +46,9 @@ class Columns:
         dims = len(dataset.embodiment.state), len(dataset.embodiment.action)
         sizes = {"state.bin": dataset.num_frames * dims[0] * 4, "action.bin": dataset.num_frames * dims[1] * 4}
         sizes["task.bin"] = dataset.num_frames * 4
-        if not _is_complete(home, sizes):
+        if not is_complete(home, sizes):
             with storage.lock(home.parent / ".lock", wait=True):
-                if not _is_complete(home, sizes):
+                if not is_complete(home, sizes):
                     about = {"format": FORMAT, "dataset_hash": dataset.hash, "frames": dataset.num_frames}
                     storage.commit(home, lambda folder: _write(dataset, folder), about)
         return cls(home, dataset.num_frames, *dims)
@@ -75,7 +75,7 @@ def _write(dataset: Dataset, folder: Path) -> None:
     dataset.task_of_frame.astype(np.int32).tofile(folder / "task.bin")
 
 
-def _is_complete(home: Path, sizes: dict[str, int]) -> bool:
+def is_complete(home: Path, sizes: dict[str, int]) -> bool:
     """Whether committed columns are whole; what something truncated is written again."""
     try:
         files = storage.read_json(home / storage.MANIFEST)["files"]

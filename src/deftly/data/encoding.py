@@ -7,15 +7,16 @@ Letters: b batch, t observation frames, k chunk, s state dims, a action dims, l 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8, UInt16
 
 from deftly.contract import Contract, fingerprint
 from deftly.data.actions import features, from_relative, past_to_relative, reference, to_relative
+from deftly.data.depth import in_metres, observed
 from deftly.data.images import check_image, resize_with_pad
 from deftly.data.normalize import Normalizer
 from deftly.data.schema import ACTION, STATE
@@ -44,6 +45,7 @@ class Gathered:
     actions: Float[np.ndarray, "b k a"] | None = None
     action_is_pad: Bool[np.ndarray, "b k"] | None = None
     weight: Float[np.ndarray, "b"] | None = None  # 1 by default
+    depth: Mapping[str, UInt16[np.ndarray, "b t h w"]] = field(default_factory=dict)  # millimetres
     source: int = 0  # which dataset of a mixture
 
 
@@ -98,6 +100,10 @@ class ObservationEncoder:
                 found[name] = shrink(np.stack([found[name]]), self.contract.image_size)[0]
         return found
 
+    def depth(self, observation: Observation) -> dict[str, UInt16[np.ndarray, "h w"]]:
+        """The policy's depth cameras at the policy's size, in millimetres."""
+        return observed(self.contract, observation.get("depth", {}))
+
     def raw_state(self, observation: Observation) -> Float[np.ndarray, "s"]:
         """The state as float32, checked: shape and finite."""
         names = self.contract.embodiment.state.names
@@ -123,6 +129,7 @@ class ObservationEncoder:
             images=[self.images(observation) for observation in recent],
             state=[self.raw_state(observation) for observation in recent],
             past_actions=list(past_actions)[-frames:],
+            depth=[self.depth(observation) for observation in recent],
         )
         return self.encode_seen(seen, recent[-1]["instruction"], key)
 
@@ -144,6 +151,7 @@ class ObservationEncoder:
             task=np.zeros(1, np.int64),
             episode=np.zeros(1, np.int64),
             frame=np.zeros(1, np.int64),
+            depth={one.name: np.stack([seen.depth[i][one.name] for i in order])[None] for one in self.contract.depth},
         )
         return self.collate(gathered)
 
@@ -180,6 +188,7 @@ class ObservationEncoder:
             key=gathered.key,
             images=images,
             camera_is_missing={name: torch.full((size,), contract.recorded_camera(name) is None) for name in images},
+            depth={name: torch.from_numpy(in_metres(depth))[:, :, None] for name, depth in gathered.depth.items()},
             state=_widened(self.state.normalize(gathered.state), state_dim),
             state_dim_is_pad=_is_pad(size, self.state.dim, state_dim),
             past_actions=_widened(past, action_dim),
@@ -225,6 +234,7 @@ class Seen:
     images: list[dict[str, UInt8[np.ndarray, "h w 3"]]]
     state: list[Float[np.ndarray, "s"]]
     past_actions: list[Float[np.ndarray, "a"] | None]
+    depth: list[dict[str, UInt16[np.ndarray, "h w"]]]  # millimetres
 
 
 def plain_statistics(values: Mapping[str, Mapping[str, Any]]) -> Statistics:

@@ -18,13 +18,14 @@ import pydantic
 import torch
 
 from deftly.config import Config
-from deftly.contract import Contract, Embodiment, RelativeActions, Window, fingerprint
+from deftly.contract import Contract, DepthCamera, Embodiment, RelativeActions, Window, fingerprint
 from deftly.data import quarantine
 from deftly.data.actions import ActionsConfig
 from deftly.data.augment import AugmentConfig
 from deftly.data.check.findings import CheckConfig, Finding
 from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
+from deftly.data.depth import DepthStore, depth_cameras
 from deftly.data.direct import VideoFrames
 from deftly.data.encoding import ObservationEncoder
 from deftly.data.language.augment import NOT_REWORDED, Augmenter, LanguageConfig
@@ -66,6 +67,8 @@ class DataConfig(Config):
     """A LeRobotDataset v3.0 folder."""
     cameras: tuple[str, ...] | None = None
     """The cameras that the policy sees; all of them by default."""
+    depth: tuple[str, ...] = ()
+    """The depth cameras that a batch holds beside the images; none by default."""
     image_size: int = pydantic.Field(default=96, ge=8, le=2048)
     """Side in pixels of the square that every image is fitted into."""
     check: CheckConfig = CheckConfig()
@@ -116,6 +119,8 @@ class DataConfig(Config):
             )
         if episodes is not None and self.mixture:
             raise UsageError("a split by hand, or folds, are of a single dataset: leave data.mixture out")
+        if self.depth and (self.mixture or self.frames == "video"):
+            raise UsageError("depth is read from a store, of a single dataset: set frames = store and leave data.mixture out")
         opened = self._open(seed, cache_dir, episodes)
         common = in_common([one.robot for one in opened], [one.cameras for one in opened]) if self.mixture else None
         sentences = [sentence for one in opened for sentence in sentences_of(one.dataset.tasks, one.training)]
@@ -175,6 +180,7 @@ class DataConfig(Config):
             measured = cached_statistics(parts, group[0].cache, one.relative, self.window)
             contract = Contract(
                 embodiment=one.robot,
+                depth=self._depth(one),
                 cameras=tuple(one.cameras if common is None else common.cameras),
                 mixed_cameras=None if common is None else common.on(one.cameras),
                 image_size=self.image_size,
@@ -237,7 +243,12 @@ class DataConfig(Config):
         pixels = dataset.num_frames * sum(camera.height * camera.width for camera in map(one.robot.camera, cameras))
         decoders = usable_cores() if pixels > FEW_PIXELS else 0
         store = FrameStore.prepare(dataset, cameras, contract.frame_size, one.cache, decoders, share=self.disk_share)
-        return Frames(store, contract, dataset.episode_start)
+        names = [one_depth.name for one_depth in contract.depth]
+        depth = DepthStore.prepare(dataset, names, contract.frame_size, one.cache, share=self.disk_share) if names else None
+        return Frames(store, contract, dataset.episode_start, depth)
+
+    def _depth(self, one: Opened) -> tuple[DepthCamera, ...]:
+        return depth_cameras(one.dataset, self.depth, tuple(one.cameras), one.robot.mirror if one.augmentation.mirror else None)
 
     def _cameras(self, dataset: Dataset) -> tuple[str, ...]:
         cameras = dataset.cameras if self.cameras is None else self.cameras

@@ -77,7 +77,7 @@ class FrameStore:
             with storage.lock(cache_dir / "frames" / ".lock", wait=True):
                 missing = {camera: home for camera, home in homes.items() if not _is_complete(home, one)}
                 if missing:
-                    _announce(len(missing) * one, cache_dir, list(missing), image_size, share)
+                    announce(len(missing) * one, cache_dir, list(missing), image_size, share)
                     _build(dataset, missing, image_size, workers)
         return cls({camera: home / FRAMES for camera, home in homes.items()}, dataset.num_frames, image_size)
 
@@ -114,7 +114,8 @@ def _is_complete(home: Path, num_bytes: int) -> bool:
         return False
 
 
-def _announce(needed: int, cache_dir: Path, cameras: list[str], image_size: int, share: float) -> None:
+def announce(needed: int, cache_dir: Path, cameras: list[str], image_size: int, share: float) -> None:
+    """Say what will be decoded; a `UsageError` where it would take more than `share` of the free disk space."""
     free = shutil.disk_usage(cache_dir).free
     if needed > share * free:
         raise UsageError(

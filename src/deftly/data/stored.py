@@ -10,6 +10,7 @@ from torch import Tensor
 
 from deftly.contract import Contract
 from deftly.data.augment import AugmentConfig
+from deftly.data.depth import DepthStore, moved_depth
 from deftly.data.order import Ahead, Order
 from deftly.data.store import FrameStore
 from deftly.data.windows import Selection, locate, maps_of, moved
@@ -17,15 +18,18 @@ from deftly.data.workers import Workers
 
 
 class Frames:
-    """The images of any windows, copied out of a store."""
+    """The images of any windows, copied out of a store, and their depth."""
 
-    def __init__(self, store: FrameStore, contract: Contract, episode_start: Int64[np.ndarray, "e1"]) -> None:
-        self.store, self.contract, self.episode_start = store, contract, episode_start
+    def __init__(
+        self, store: FrameStore, contract: Contract, episode_start: Int64[np.ndarray, "e1"], depth: DepthStore | None = None
+    ) -> None:
+        """`depth` where the contract has any."""
+        self.store, self.contract, self.episode_start, self.depth = store, contract, episode_start, depth
 
     @property
     def num_bytes(self) -> int:
         """Decoded frames on disk."""
-        return self.store.num_bytes
+        return self.store.num_bytes + (self.depth.num_bytes if self.depth else 0)
 
     def read(
         self,
@@ -34,9 +38,13 @@ class Frames:
         augmentation: AugmentConfig,
         maps: Float32[np.ndarray, "cameras b 2 3"] | None = None,
     ) -> dict[str, Tensor]:
-        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says, or as `maps`, which it drew."""
+        """What `FrameSource.read` gives, moved as the augmentation says, or as `maps`, which it drew."""
         seen = locate(self.episode_start, rows, self.contract.window)[1].observation
-        return moved(self.store.frames, seen, key, augmentation, self.contract, maps)
+        maps = maps_of(key, augmentation, self.contract) if maps is None else maps
+        images = moved(self.store.frames, seen, key, augmentation, self.contract, maps)
+        if self.depth is not None:
+            images |= moved_depth(self.depth.frames, seen, key, augmentation.mirror, self.contract, maps)
+        return images
 
     def feed(self, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig, workers: int) -> StoreFeed:
         return StoreFeed(OrderedFrames(self, selection, Order(len(selection), seed), batch_size, augmentation), workers)

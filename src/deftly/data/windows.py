@@ -22,6 +22,7 @@ from torch import Tensor
 from deftly.contract import Contract, Window
 from deftly.data.augment import OFF, AugmentConfig
 from deftly.data.columns import Columns
+from deftly.data.depth import PREFIX
 from deftly.data.encoding import Gathered, ObservationEncoder
 from deftly.data.language.augment import Augmenter
 from deftly.data.language.texts import Texts
@@ -124,7 +125,8 @@ class FrameSource(Protocol):
     episode_start: Int64[np.ndarray, "e1"]
 
     def read(self, rows: Int64[np.ndarray, "b"], key: Int64[Tensor, "b"], augmentation: AugmentConfig) -> dict[str, Tensor]:
-        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says, of any windows."""
+        """Camera -> uint8 [b t h w 3] at the policy's size, moved as the augmentation says, of any windows; and each depth camera, with
+        `depth.PREFIX`, -> uint16 [b t h w] millimetres."""
         ...
 
     def feed(self, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig, workers: int) -> Feed:
@@ -211,7 +213,8 @@ class Windows:
             state[mirrored] = mirror_state(state[mirrored], mirror)
             past[mirrored], action[mirrored] = mirror_action(past[mirrored], mirror), mirror_action(action[mirrored], mirror)
         gathered = Gathered(
-            images={name: image.numpy() for name, image in images.items()},
+            images={name: image.numpy() for name, image in images.items() if not name.startswith(PREFIX)},
+            depth={one.name: images[PREFIX + one.name].numpy() for one in contract.depth},
             state=state,
             observation_is_pad=at.observation_is_pad,
             past_actions=past,
