@@ -94,11 +94,20 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise DataError(f"{path}: {path.stat().st_size} bytes of JSON is more than {MAX_JSON_BYTES}")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of 5000 digits, nested without end
         raise DataError(f"{path}: not valid JSON ({error})") from None
+
+
+def parse_json(text: str) -> Any:
+    """JSON whose text can be written as UTF-8: half a surrogate pair, which an escape can say and no file can hold, becomes U+FFFD."""
+    value = json.loads(text)
+    if "\\ud" in text or "\\uD" in text:
+        plain = json.dumps(value, ensure_ascii=False).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return json.loads(plain)
+    return value
 
 
 def append_line(path: Path, value: Any, *, durable: bool = True) -> None:
@@ -123,18 +132,21 @@ def sync_file(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> Iterator[Any]:
-    """The complete JSON lines of a file; an unfinished last line is dropped, a broken line elsewhere is an error."""
+def read_lines(path: Path, *, drop_torn: bool = True) -> Iterator[Any]:
+    """The JSON lines of a file. A last line without its newline is dropped, as a crash of `append_line` leaves it; without `drop_torn`,
+    which is for files of others, it counts. A broken line elsewhere is an error."""
     if not path.exists():
         return
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
+            is_torn = not line.endswith(b"\n")
+            if is_torn and drop_torn:
                 return
             try:
-                yield json.loads(line)
+                yield parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: not valid JSON ({error})") from None
+                cut = "; its last line is cut off, the file is truncated" if is_torn else ""
+                raise DataError(f"{path}:{number}: not valid JSON ({error}){cut}") from None
 
 
 def mend_lines(path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deftly.data import containers
-from deftly.data.containers import MAX_OPEN, close_all
+from deftly.data.containers import MAX_OPEN
 from deftly.data.video import ENCODER_OPTIONS, decode, stream
 from deftly.types import DataError
 from small_data import picture
@@ -86,6 +86,11 @@ def test_going_on_does_not_seek(tmp_path, monkeypatch):
     assert len(seeks) == 1
     decode(path, 0.0, FPS, np.array([5, 50]), SIDE, SIDE)
     assert len(seeks) == 3
+
+
+def close_all() -> None:
+    while containers._open.readers:
+        containers._open.readers.popitem()[1].close()
 
 
 def test_few_files_stay_open(tmp_path):

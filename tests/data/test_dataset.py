@@ -1,18 +1,24 @@
 """Reading: by key, with everything checked against everything else."""
 
+import io
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from deftly.data.dataset import Dataset
 from deftly.data.images import decode_image
 from deftly.data.tables import read_table, read_tasks, to_numpy
+from deftly.data.writer import DatasetWriter
 from deftly.types import DataError
+from guards import guards
 from recordings import episode, png, write
 from small_data import TASKS, robot
 
@@ -41,9 +47,10 @@ def edit(path: Path, change) -> None:
     pq.write_table(change(table), path)
 
 
-def set_column(table: pa.Table, name: str, values: list) -> pa.Table:
+def set_column(table: pa.Table, name: str, values: list, kind: pa.DataType | None = None) -> pa.Table:
     at = table.schema.get_field_index(name)
-    return table.set_column(at, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+    kind = kind or table.schema.field(name).type
+    return table.set_column(at, pa.field(name, kind), pa.array(values, kind))
 
 
 def test_everything_that_was_written_is_read(original):
@@ -150,6 +157,55 @@ def test_the_hash_sees_a_replaced_video(original, root):
     video = "videos/observation.images.head/chunk-000/file-000.mp4"
     shutil.copy(root / video.replace("head", "wrist"), root / video)
     assert Dataset.open(root).hash != Dataset.open(original).hash
+
+
+def test_the_hash_sees_an_image_that_changed_in_the_middle_of_its_file(tmp_path):
+    """Neither the size nor the first and last bytes need tell: what is compressed to nothing is as long as anything else."""
+
+    def png(image: np.ndarray) -> bytes:
+        Image.fromarray(image).save(file := io.BytesIO(), "PNG", compress_level=0)
+        return file.getvalue()
+
+    numbers = episode(0, 12)
+    pictures = {name: [png(image) for image in images] for name, images in numbers.images.items()}
+    root = tmp_path / "data"
+    with DatasetWriter(root, robot(), images=dict.fromkeys(pictures, "image"), extra={"note": ("left", "right")}) as writer:
+        writer.add(replace(numbers, images=pictures))
+        writer.finish()
+    dataset = Dataset.open(root)
+    before = dataset.hash
+    assert dataset.select(np.array([0])).hash == before
+    path = root / DATA
+    size, content = path.stat().st_size, bytearray(path.read_bytes())
+    group = pq.read_metadata(path).row_group(0)
+    chunk = next(found for found in map(group.column, range(group.num_columns)) if found.path_in_schema.endswith("wrist.bytes"))
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 255
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 0))
+    assert path.stat().st_size == size
+    assert Dataset.open(root).hash != before
+
+
+@pytest.mark.parametrize("name", ["episode_index", "frame_index", "task_index"])
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.float64()])
+@guards("data.rows.key_type")
+def test_a_key_that_is_no_whole_number_is_refused_in_one_line(root, name, kind):
+    def spoil(table: pa.Table) -> pa.Table:
+        values = table.column(name).to_pylist()
+        return set_column(table, name, [[value] for value in values] if pa.types.is_list(kind) else values, kind)
+
+    edit(root / DATA, spoil)
+    for read in (lambda d: d.task_of_frame, lambda d: list(d.chunks(["task_index"])), lambda d: d.hash):
+        with pytest.raises(DataError, match=f"{name} is .*, expected one whole number in each row"):
+            read(Dataset.open(root))
+
+
+def test_rows_in_pieces_are_the_columns(root):
+    for dataset in (Dataset.open(root), Dataset.open(root).select(np.array([2, 0]))):
+        for episodes, found in dataset.chunks(["task_index", "action"]):
+            rows = np.concatenate([np.arange(*dataset.episode_start[e : e + 2]) for e in episodes])
+            assert np.array_equal(found["task_index"], dataset.task_of_frame[rows])
+            assert np.array_equal(found["action"], dataset.action[rows])
 
 
 def read(root: Path) -> None:

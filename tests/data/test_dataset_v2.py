@@ -88,6 +88,26 @@ def test_a_selection_reads_only_its_own_files(source):
     assert part.changed() is None
 
 
+@pytest.mark.parametrize("name", ["episodes", "tasks"])
+def test_a_last_line_that_is_whole_needs_no_newline(source, name):
+    path = source / f"meta/{name}.jsonl"
+    before = Dataset.open(source)
+    path.write_text(path.read_text().rstrip("\n"))
+    assert Dataset.open(source).tasks == before.tasks
+    assert Dataset.open(source).hash == before.hash
+    path.write_text(path.read_text()[:-1])
+    with pytest.raises(DataError, match="the file is truncated"):
+        Dataset.open(source)
+
+
+def test_the_older_key_of_a_video_says_that_it_is_depth(source):
+    info = json.loads((source / "meta/info.json").read_text())
+    info["features"]["observation.images.head"]["video_info"] = {"video.is_depth_map": True}
+    edit_info(source, codebase_version="v2.0", features=info["features"])
+    dataset = Dataset.open(source)
+    assert (dataset.cameras, dataset.depth_cameras) == (("wrist",), ("head",))
+
+
 def test_what_episodes_jsonl_says_further_is_kept(source):
     lines(source / "meta/episodes.jsonl", [{"episode_index": i, "length": n, "operator": f"p{i}"} for i, n in enumerate(LENGTHS)])
     dataset = Dataset.open(source)
@@ -104,7 +124,8 @@ def test_what_episodes_jsonl_says_further_is_kept(source):
         (lambda s: edit_info(s, total_tasks=4), "total_tasks is 4"),
         (lambda s: edit_info(s, codebase_version="v1.6"), r"codebase_version is 'v1\.6', expected v3\.0 or v2\.1 or v2\.0"),
         (lambda s: (s / "meta/episodes.jsonl").unlink(), r"episodes\.jsonl: missing"),
-        (lambda s: (s / "meta/tasks.jsonl").write_text("{}"), "last line is cut off"),
+        (lambda s: (s / "meta/tasks.jsonl").write_text('{"task_index": 0, "ta'), "last line is cut off"),
+        (lambda s: (s / "meta/tasks.jsonl").write_bytes(b'{"task_index": 0, "task": "\xed\xa0\x80"}\n'), "not valid JSON"),
         (lambda s: (s / "meta/tasks.jsonl").write_text("[" * 100_000 + "\n"), "not valid JSON"),
         (lambda s: lines(s / "meta/tasks.jsonl", [{"task_index": 3, "task": "a"}]), "without gaps"),
         (lambda s: lines(s / "meta/episodes.jsonl", [{"episode_index": 0, "length": True}]), "a length in each line"),

@@ -157,6 +157,7 @@ DAMAGE = {
     "dimensions": (change(action=[0.0, 1.0]), "has 2 numbers, the first frame has 3"),
     "state": (change(state=None), "state is None"),
     "instruction": (change(instruction=" "), "the instruction is ' '"),
+    "half a character": (change(instruction="open \ud83d"), "the instruction is 'open \ufffd'"),
     "twice": (change(timestamp=before), "occurs twice"),
     "gap": (change(timestamp=lambda row, rows: row["timestamp"] + 0.2), r"0\.3 s after the one before, at 10 frames per second"),
 }
@@ -167,6 +168,7 @@ DAMAGE = {
     "data.folder.repeated_time",
     "data.folder.step",
     "data.folder.dimensions",
+    "data.folder.instruction",
     "data.folder.image_bytes",
 )
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -184,6 +186,16 @@ def test_a_broken_sequence_is_named_or_left_out_as_if_it_had_never_been_there(tm
     whole = write_folder(tmp_path / "whole/src", [row for row in frames() if row["sequence_id"] != 0])
     import_folder(whole, tmp_path / "plain")
     assert Dataset.open(tmp_path / "out").hash == Dataset.open(tmp_path / "plain").hash
+
+
+@guards("data.folder.sequence_id")
+def test_a_sequence_whose_name_is_no_text_is_left_out(tmp_path):
+    rows = [row | {"sequence_id": "\ud800"} if row["sequence_id"] == 0 else row | {"more \udfff": 1} for row in frames()]
+    source = write_folder(tmp_path / "src", rows)
+    with pytest.raises(DataError, match="sequence '\ufffd': its sequence_id holds what is not text"):
+        import_folder(source, tmp_path / "out")
+    report = import_folder(source, tmp_path / "out", budget=0.5)
+    assert (report.episodes, len(report.broken), report.left_out) == (2, 1, ["language_tokens", "more \ufffd"])
 
 
 @pytest.mark.parametrize(

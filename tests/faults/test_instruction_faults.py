@@ -8,14 +8,16 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from damage import TASKS, edit, set_column, write_six
+from damage import META, TASKS, edit, set_column, write_six
 from deftly.data.check.findings import CheckConfig
 from deftly.data.check.run import check
 from deftly.data.dataset import Dataset
+from deftly.data.importers.lerobot_v21 import import_lerobot_v21
 from deftly.data.language import LanguageConfig, mirror_words, parse
 from deftly.data.source import DataConfig
 from deftly.data.tokenizer import TextTokenizer
 from deftly.types import DataError
+from recordings_v2 import lines, write_v21
 
 FOREIGN = "ארוז את הכוס 🥤 \u202eplease \U0001f468\u200d\U0001f373"
 LONG = "pick up the cup " * 65_536
@@ -66,6 +68,32 @@ def test_d24_bytes_that_are_not_utf8_leave_the_episodes_out(root: Path):
     edit(root / TASKS, spoil)
     assert Dataset.open(root).tasks[1] == "pick up the \ufffd\ufffd cup"
     assert check(root, CheckConfig.parse({"full": False, "budget": 0.5}, "test")).quarantined.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("text", ["cup \ud800", "\udfff", "a\udc80b", "\ude00\ud83d"])
+def test_d24_half_a_character_leaves_the_episodes_out(tmp_path: Path, text: str):
+    root = write_v21(tmp_path / "data")
+    lines(root / "meta/tasks.jsonl", [{"task_index": i, "task": t} for i, t in enumerate(["put it \U0001f964 away", text, "wait"])])
+    tasks = Dataset.open(root).tasks
+    assert tasks[0] == "put it \U0001f964 away"
+    assert tasks[1] == "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+    assert check(root, CheckConfig.parse({"full": False, "budget": 0.5}, "test")).quarantined.tolist() == [1]
+    assert import_lerobot_v21(root, tmp_path / "copy").episodes == 3
+    assert Dataset.open(tmp_path / "copy").tasks == tasks
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.string())])
+def test_d24_bytes_that_are_not_utf8_in_provenance_end_nothing(root: Path, kind: pa.DataType):
+    def spoil(table: pa.Table) -> pa.Table:
+        values = pa.array([b"\xff\xfe"] * len(table), pa.binary()).cast(pa.string(), safe=False)
+        return table.append_column("origin", values if kind == pa.string() else pa.ListArray.from_arrays(range(len(table) + 1), values))
+
+    edit(root / META, spoil)
+    if kind == pa.string():
+        assert Dataset.open(root).extra("origin") == ["\ufffd\ufffd"] * 6
+    else:
+        with pytest.raises(DataError, match="not UTF-8"):
+            Dataset.open(root).extra("origin")
 
 
 def test_d24_any_script_is_trained_on_as_it_stands(root: Path):

@@ -168,11 +168,5 @@ def reading(path: Path) -> Iterator[Reader]:
         _open.readers.popitem(last=False)[1].close()
 
 
-def close_all() -> None:
-    """Close the files that this thread keeps open."""
-    while _open.readers:
-        _open.readers.popitem()[1].close()
-
-
 # A forked process shares the position in every open file with its parent: it must open its own.
 os.register_at_fork(after_in_child=lambda: _open.readers.clear())

@@ -1,12 +1,14 @@
 """What a dataset holds as one hash, episode by episode, and whether its files changed. No pixel is decoded.
 
-An episode's digest covers its numbers, its instructions, and the size of each of its video packets or image groups with the bytes of the
-first; it does not depend on where in which file the episode lies, so a selection has the hash of a folder that was written with the same
-packets. What damages bytes in the middle of a file and keeps its size is seen by `changed` (time of change) and by decoding.
+An episode's digest covers its numbers, its instructions, the encoded bytes of its embedded images, and the size of each of its video
+packets with the bytes of the first; it does not depend on where in which file the episode lies, so a selection has the hash of a folder
+that was written with the same packets. What damages an mp4 in its middle and keeps every packet's size is seen by `changed` (time of
+change) and by decoding.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -19,13 +21,14 @@ from jaxtyping import Int64
 
 from deftly.data import video
 from deftly.data.index import EpisodeIndex
-from deftly.data.parquet import open_parquet
+from deftly.data.parquet import is_part_of, open_parquet
 from deftly.data.rows import read_rows, read_texts, row_files
 from deftly.data.schema import DEFAULT_FEATURES, Info
 from deftly.data.tables import group_bounds
 
 _END_BYTES = 64 << 10  # the end of an mp4 or a parquet file holds its index, with the size of every part
-_SAMPLE_BYTES = 4 << 10
+_READ_BYTES = 1 << 20
+_KEPT_FILES = 1 << 15  # whose images are not read again in this process: a selection asks for what its folder asked for
 MAX_WATCHED = 4096  # files whose time and size are kept; of more, evenly spaced ones
 
 
@@ -71,28 +74,38 @@ def _add_packets(root: Path, info: Info, index: EpisodeIndex, key: str, parts: l
 
 
 def _add_images(root: Path, info: Info, index: EpisodeIndex, key: str, parts: list) -> None:
-    """By the row groups that an episode is in: rows, sizes, first and last bytes; and its place among them where it shares them."""
+    """By the row groups that an episode is in, as encoded; and its place among them where it shares them."""
     for path, episodes in row_files(root, info, index):
-        with open_parquet(path) as file, open(path, "rb") as raw:
-            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            known = [(*group_bounds(group), _group_digest(group, key, raw)) for group in groups]
+        found = path.stat() if path.is_file() else None
+        # The time of the last change of the inode cannot be set back, as that of the contents can.
+        state = found and (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+        low, high, digests = _group_digests(path, key, state)
         for episode, number in zip(episodes.tolist(), index.numbers(episodes).tolist(), strict=True):
-            for low, high, digest in known:
-                if low <= number <= high:
-                    parts[episode].update(digest + (number - low).to_bytes(8, "little"))
+            for group in np.flatnonzero((low <= number) & (number <= high)):
+                parts[episode].update(digests[group].tobytes() + (number - int(low[group])).to_bytes(8, "little"))
+
+
+@functools.lru_cache(maxsize=_KEPT_FILES)
+def _group_digests(path: Path, key: str, state: tuple[int, ...] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(first episode [g], last episode [g], uint8 [g 32]) of the row groups of a file that is as `state` says."""
+    with open_parquet(path) as file, open(path, "rb") as raw:
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        bounds = np.array([group_bounds(group) for group in groups], np.int64).reshape(-1, 2)
+        digests = b"".join(_group_digest(group, key, raw) for group in groups)
+    return bounds[:, 0], bounds[:, 1], np.frombuffer(digests, np.uint8).reshape(-1, 32)
 
 
 def _group_digest(group: pq.RowGroupMetaData, key: str, raw: BinaryIO) -> bytes:
     digest = hashlib.sha256(group.num_rows.to_bytes(8, "little"))
     for i in range(group.num_columns):
         column = group.column(i)
-        if column.path_in_schema.split(".")[0] == key:
-            sizes = (column.total_compressed_size, column.total_uncompressed_size)
-            begin = column.dictionary_page_offset or column.data_page_offset
-            for place in (begin, max(begin, begin + sizes[0] - _SAMPLE_BYTES)):
-                raw.seek(place)
-                digest.update(raw.read(min(_SAMPLE_BYTES, sizes[0])))
-            digest.update(str(sizes).encode())
+        if is_part_of(column.path_in_schema, key):
+            left = column.total_compressed_size
+            digest.update(left.to_bytes(8, "little", signed=True))
+            raw.seek(max(0, column.dictionary_page_offset or column.data_page_offset))
+            while left > 0 and (data := raw.read(min(_READ_BYTES, left))):  # no more than there is, whatever the footer says
+                digest.update(data)
+                left -= len(data)
     return digest.digest()
 
 

@@ -23,13 +23,11 @@ from deftly.data.content import Watch, episode_digests
 from deftly.data.embedded import read_depth, read_images
 from deftly.data.index import EpisodeIndex
 from deftly.data.recording import recover
-from deftly.data.rows import read_columns, read_rows, read_texts, row_files
+from deftly.data.rows import TASK, read_columns, read_rows, read_texts, row_files
 from deftly.data.schema import ACTION, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, VERSION, Info, embodiment_of, read_info
 from deftly.data.tables import EpisodeColumns, read_episodes, read_tasks
 from deftly.data.tables_v2 import EpisodeLines
 from deftly.types import DataError, EpisodeError
-
-TASK = "task_index"
 
 
 class Dataset:
@@ -120,14 +118,27 @@ class Dataset:
     def _task_column(self) -> np.ndarray:
         """The folder's task number of every frame, int64 [N], checked."""
         task = read_columns(self.root, self.info, self.index, [TASK])[TASK]
+        self._check_tasks(task, np.arange(self.num_episodes))
+        return task
+
+    def _check_tasks(self, task: Int64[np.ndarray, "n"], episodes: Int64[np.ndarray, "m"]) -> None:
+        """Refuse a number that is no task's, in the rows of these episodes one after the other."""
         outside = np.flatnonzero((task < 0) | (task >= len(self._all_tasks)))
         if len(outside):
-            row = int(outside[0])
-            episode = int(np.searchsorted(self.episode_start, row, side="right")) - 1
-            number, frame = self.index.number(episode), row - self.episode_start[episode]
+            row, end = int(outside[0]), np.cumsum(self.episode_length[episodes])
+            place = int(np.searchsorted(end, row, side="right"))
+            number, frame = self.index.number(int(episodes[place])), row - end[place] + self.episode_length[episodes[place]]
             where = f"{self.root}/data: episode {number} frame {frame}"
             raise EpisodeError(f"{where}: task_index is {task[row]}, there are {len(self._all_tasks)} tasks", number, "task")
-        return task
+
+    @cached_property
+    def _place_of_task(self) -> Int64[np.ndarray, "t"]:
+        """Index into `tasks` of each of the folder's tasks."""
+        if self.index.source is None:
+            return np.arange(len(self._all_tasks))
+        place = np.zeros(len(self._all_tasks), np.int64)
+        place[self._used_tasks] = np.arange(len(self._used_tasks))
+        return place
 
     def column(self, name: str) -> np.ndarray:
         """A numeric column over all frames, read-only: vectors and floats as [N dim] float32 (or [N ...]), whole numbers as [N] int64."""
@@ -162,10 +173,10 @@ class Dataset:
         Files come in order of first use, which is not always the order of the episodes. `task_index` is an index into `tasks`.
         """
         for path, episodes in row_files(self.root, self.info, self.index):
-            found = read_rows(path, self.info, self.index, episodes, [name for name in names if name != TASK])
+            found = read_rows(path, self.info, self.index, episodes, names)
             if TASK in names:
-                rows = [np.arange(*self.episode_start[episode : episode + 2]) for episode in episodes]
-                found[TASK] = self.task_of_frame[np.concatenate(rows)]
+                self._check_tasks(found[TASK], episodes)
+                found[TASK] = self._place_of_task[found[TASK]]
             yield episodes, found
 
     @cached_property
@@ -173,9 +184,7 @@ class Dataset:
         """Index into `tasks`, int64 [N]."""
         if self.index.source is None:
             return self._task_column
-        place = np.zeros(len(self._all_tasks), np.int64)
-        place[self._used_tasks] = np.arange(len(self._used_tasks))
-        task = place[self._task_column]
+        task = self._place_of_task[self._task_column]
         task.flags.writeable = False
         return task
 

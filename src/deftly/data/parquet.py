@@ -72,8 +72,11 @@ def check_columns(path: Path, file: pq.ParquetFile, names: Sequence[str] | None,
     """Refuse columns that would decode to more than they may: in bytes per byte on disk, and in values (name -> per row, where known)."""
     metadata, size = file.metadata, path.stat().st_size
     leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-    wanted = [(i, leaf.path.split(".")[0], leaf.max_repetition_level > 0) for i, leaf in enumerate(leaves)]
-    wanted = [leaf for leaf in wanted if names is None or leaf[1] in names]
+    known, wanted = values if names is None else names, []
+    for i, leaf in enumerate(leaves):
+        column = next((name for name in known if is_part_of(leaf.path, name)), leaf.path if names is None else None)
+        if column is not None:
+            wanted.append((i, column, leaf.max_repetition_level > 0))
     decoded, counts, rows = 0, dict[str, int](), 0
     with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for group in map(metadata.row_group, groups):
@@ -91,6 +94,11 @@ def check_columns(path: Path, file: pq.ParquetFile, names: Sequence[str] | None,
         most = rows * values[name] if name in values else MAX_VALUES
         if count > max(most, rows):  # guard: data.parquet.values
             raise DataError(f"{path}: {name} holds {count} values in {rows} rows, expected at most {most}")
+
+
+def is_part_of(path: str, column: str) -> bool:
+    """Whether a leaf of the schema belongs to a column, by its path; names of columns hold dots as well."""
+    return path == column or path.startswith(column + ".")
 
 
 def _pages(path: Path, data: mmap.mmap, chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:

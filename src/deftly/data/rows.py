@@ -12,10 +12,10 @@ from jaxtyping import Int64
 
 from deftly.data.index import EpisodeIndex
 from deftly.data.schema import Feature, Info
-from deftly.data.tables import groups_of, read_table, to_numpy
+from deftly.data.tables import groups_of, read_table, to_numpy, to_texts
 from deftly.types import DataError, EpisodeError
 
-EPISODE, FRAME = "episode_index", "frame_index"
+EPISODE, FRAME, TASK = "episode_index", "frame_index", "task_index"
 
 
 def row_files(root: Path, info: Info, index: EpisodeIndex) -> Iterator[tuple[Path, Int64[np.ndarray, "m"]]]:
@@ -33,7 +33,7 @@ def read_rows(path: Path, info: Info, index: EpisodeIndex, episodes: Int64[np.nd
     table, order = _table(path, info, index, episodes, names)
     found = {}
     for name in names:
-        values = to_numpy(table.column(name), f"{path}: {name}")
+        values = _key_column(path, table.column(name), name) if name == TASK else to_numpy(table.column(name), f"{path}: {name}")
         _check_shape(path, name, values, info.features[name])
         found[name] = values if order is None else values[order]
     return found
@@ -56,7 +56,7 @@ def _table(path: Path, info: Info, index: EpisodeIndex, episodes: np.ndarray, na
 
 def _by_key(path: Path, table: pa.Table, numbers: np.ndarray, length: np.ndarray) -> np.ndarray | None:
     """Rows of the table in order of (episode, frame), only those of `numbers`; None where the table is that already."""
-    episode, frame = (to_numpy(table.column(name), f"{path}: {name}") for name in (EPISODE, FRAME))
+    episode, frame = (_key_column(path, table.column(name), name) for name in (EPISODE, FRAME))
     first = np.cumsum(length) - length
     expected_episode = np.repeat(numbers, length)
     expected_frame = np.arange(len(expected_episode)) - np.repeat(first, length)
@@ -80,6 +80,14 @@ def _by_key(path: Path, table: pa.Table, numbers: np.ndarray, length: np.ndarray
             "rows",
         )
     return order
+
+
+def _key_column(path: Path, column: pa.ChunkedArray, name: str) -> Int64[np.ndarray, "n"]:
+    """A column that says which row is which."""
+    values = to_numpy(column, f"{path}: {name}")
+    if values.ndim != 1:  # guard: data.rows.key_type
+        raise DataError(f"{path}: {name} is {column.type}, expected one whole number in each row")
+    return values
 
 
 def _check_shape(path: Path, name: str, values: np.ndarray, feature: Feature) -> None:
@@ -112,7 +120,7 @@ def read_texts(root: Path, info: Info, index: EpisodeIndex, name: str) -> list[s
         column = table.column(name) if order is None else table.column(name).take(order)
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)) or column.null_count:
             raise DataError(f"{path}: {name} is {column.type} with {column.null_count} values missing, expected text")
-        values, at = column.to_pylist(), 0
+        values, at = to_texts(column), 0
         for begin, end in zip(index.start[episodes].tolist(), index.start[episodes + 1].tolist(), strict=True):
             found[begin:end] = values[at : at + end - begin]
             at += end - begin
@@ -134,8 +142,8 @@ def place_rows(column: np.ndarray, values: np.ndarray, index: EpisodeIndex, epis
 def rows_of_episode(path: Path, number: int, names: Sequence[str]) -> pa.Table:
     """Columns of one episode (by its number in the folder), frame by frame, without reading what lies far from it."""
     table = read_table(path, [EPISODE, FRAME, *names], groups=groups_of(path, number, number))
-    rows = np.flatnonzero(to_numpy(table.column(EPISODE), str(path)) == number)
-    frame = to_numpy(table.column(FRAME), str(path))[rows]
+    rows = np.flatnonzero(_key_column(path, table.column(EPISODE), EPISODE) == number)
+    frame = _key_column(path, table.column(FRAME), FRAME)[rows]
     order = np.argsort(frame, kind="stable")
     if not np.array_equal(frame[order], np.arange(len(rows))):
         raise EpisodeError(f"{path}: episode {number}: its rows are not numbered 0, 1, 2 ... once each", number, "rows")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,7 +136,6 @@ class Info:
     video_path: str | None = VIDEO_PATH
     version: str = VERSION
     chunks_size: int = CHUNKS_SIZE
-    splits: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form with every key that readers of v3.0 expect."""
@@ -218,8 +217,9 @@ def parse_feature(name: str, values: Any, where: str) -> Feature:
     shape = values["shape"]
     if len(shape) > 8 or not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1 << 24 for size in shape):
         raise DataError(f"{where}: shape {str(shape)[:60]} is not a list of positive whole numbers")
-    info = values.get("info")
-    return Feature(values["dtype"], tuple(shape), flat_names(values.get("names")), info if isinstance(info, dict) else None)
+    infos = [info for info in (values.get("video_info"), values.get("info")) if isinstance(info, dict)]  # the former in early v2.0
+    info = {key: value for info in infos for key, value in info.items()} if infos else None
+    return Feature(values["dtype"], tuple(shape), flat_names(values.get("names")), info)
 
 
 def flat_names(names: Any) -> tuple[str, ...] | None:

@@ -54,7 +54,7 @@ def group_bounds(group: pq.RowGroupMetaData) -> tuple[int, int]:
     """The first and last episode that a row group can hold; all of them where it does not say."""
     columns = (group.column(i) for i in range(group.num_columns))
     bounds = next((column.statistics for column in columns if column.path_in_schema == "episode_index"), None)
-    if bounds is None or not bounds.has_min_max or not isinstance(bounds.min, int):
+    if bounds is None or not bounds.has_min_max or not isinstance(bounds.min, int) or not 0 <= bounds.min <= bounds.max <= MAX_EPISODES:
         return 0, MAX_EPISODES
     return int(bounds.min), int(bounds.max)
 
@@ -104,7 +104,7 @@ def read_tasks(path: Path) -> tuple[str, ...]:
     name = next((name for name in ("task", "__index_level_0__") if name in table.column_names), None)
     if name is None or "task_index" not in table.column_names:
         raise DataError(f"{path}: needs the columns task and task_index, it has {', '.join(table.column_names)}")
-    indices, texts = to_numpy(table.column("task_index"), f"{path}: task_index"), _texts(table.column(name))
+    indices, texts = to_numpy(table.column("task_index"), f"{path}: task_index"), to_texts(table.column(name))
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{path}: a task is not text")
     if sorted(indices.tolist()) != list(range(len(texts))) or len(set(texts)) != len(texts):
@@ -112,10 +112,13 @@ def read_tasks(path: Path) -> tuple[str, ...]:
     return tuple(texts[i] for i in np.argsort(indices))
 
 
-def _texts(column: pa.ChunkedArray) -> list[Any]:
-    """Strings; bytes that are no UTF-8 become U+FFFD, by which a check knows them."""
+def to_texts(column: pa.ChunkedArray) -> list[Any]:
+    """Strings; bytes that are no UTF-8 become U+FFFD, by which a check knows them. Columns of anything else as they are."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column.to_pylist()
+        try:
+            return column.to_pylist()
+        except UnicodeDecodeError as error:  # text inside of a list
+            raise DataError(f"a column of {column.type} holds text that is not UTF-8 ({error})") from None
     return [None if value is None else value.decode("utf-8", "replace") for value in column.cast(pa.large_binary()).to_pylist()]
 
 
@@ -142,7 +145,7 @@ class EpisodeColumns:
         for path in self.paths:
             with open_parquet(path) as file:
                 known, rows = name in file.schema_arrow.names, file.metadata.num_rows
-            values += read_table(path, [name], max_rows=MAX_EPISODES).column(name).to_pylist() if known else [None] * rows
+            values += to_texts(read_table(path, [name], max_rows=MAX_EPISODES).column(name)) if known else [None] * rows
         return [values[i] for i in self._order]
 
 

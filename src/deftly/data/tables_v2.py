@@ -79,11 +79,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise DataError(f"{path}: missing")
     if path.stat().st_size > storage.MAX_JSON_BYTES:
         raise DataError(f"{path}: {path.stat().st_size} bytes of JSON is more than {storage.MAX_JSON_BYTES}")
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 1))
-        if file.read() != b"\n":
-            raise DataError(f"{path}: its last line is cut off; the file is truncated")
-    lines = list(storage.read_lines(path))
+    lines = list(storage.read_lines(path, drop_torn=False))
     if not all(isinstance(line, dict) for line in lines):
         raise DataError(f"{path}: expected one JSON object per line")
     return lines

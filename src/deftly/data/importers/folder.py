@@ -27,6 +27,7 @@ from deftly.types import DataError, UsageError
 
 CAMERA = "camera"
 KNOWN = ("image_id", "instruction", "action", "sequence_id", "timestamp", "state")
+BROKEN = "\ufffd"  # what `storage.read_json` puts where there was no text
 ENDINGS = ("", ".jpg", ".jpeg", ".png")
 MAX_DIM = 100_000
 MAX_NUMBER = 3e38  # float32 holds no more
@@ -122,12 +123,14 @@ class _Layout:
     def read(self, name: str, frames: list[dict[str, Any]], rate_hz: int | None) -> EpisodeData:
         """A sequence; `rate_hz` is what its timestamps must keep to, None where they only give the order."""
         where = f"{self.root}: sequence {name!r}"
+        if BROKEN in name:  # guard: data.folder.sequence_id
+            raise DataError(f"{where}: its sequence_id holds what is not text")
         _check_times(frames, rate_hz, where)
         rows: dict[str, list[Any]] = {"image": [], "state": [], "action": [], "task": []}
         for number, frame in enumerate(frames):
             place = f"{where} frame {number}"
             task = frame.get("instruction")
-            if not isinstance(task, str) or not task.strip():
+            if not isinstance(task, str) or not task.strip() or BROKEN in task:  # guard: data.folder.instruction
                 raise DataError(f"{place}: the instruction is {str(task)[:40]!r}")
             rows["task"].append(task)
             rows["action"].append(_vector(frame, "action", self.action, place))
