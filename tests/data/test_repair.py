@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,12 @@ from deftly.data.dataset import Dataset
 from deftly.data.files import arrow_schema
 from deftly.data.repair import repair
 from deftly.data.salvage import pattern_for, pattern_of, salvage
+from deftly.data.schema import Feature
+from deftly.data.writer import DatasetWriter
 from deftly.types import DataError, UsageError
+from recordings import episode as recorded
 from recordings import write
+from small_data import robot
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,57 @@ def test_statistics_are_made_anew(root: Path):
     found = storage.read_json(root.parent / "mended/meta/stats.json")
     assert np.allclose(found["observation.state"]["min"], Dataset.open(root).state.min(0))
     assert "q01" in found["action"]
+
+
+def test_a_further_column_that_is_not_finite_costs_no_episode(root: Path):
+    change(root, 2, "note", put(4, [float("nan")] * 2))
+    report = repair(root, root.parent / "mended")
+    assert report.lines() == [
+        "6 episodes, 72 frames in the mended copy",
+        "left out the feature note: episode 2 frame 4: nan is not a finite number",
+    ]
+    copy, source = Dataset.open(root.parent / "mended"), Dataset.open(root)
+    assert np.array_equal(copy.action, source.action)
+    assert "note" not in copy.features
+
+
+def test_texts_arrays_and_depth_are_kept(tmp_path: Path):
+    everything = columns_of_all_kinds(tmp_path / "data")
+    report = repair(everything, tmp_path / "mended")
+    assert report.left_out == {}
+    copy, source = Dataset.open(tmp_path / "mended"), Dataset.open(everything)
+    assert copy.texts("says") == source.texts("says")
+    assert copy.depth_cameras == ("depth",)
+    for name in ("grid", "count", "note"):
+        assert copy.features[name] == source.features[name]
+        assert np.array_equal(copy.column(name), source.column(name))
+    assert np.array_equal(copy.depth(1, "depth"), source.depth(1, "depth"))
+
+
+def columns_of_all_kinds(root: Path) -> Path:
+    depth = Feature("image", (12, 16, 1), ("height", "width", "channels"), {"video.is_depth_map": True, "depth_unit": "mm"})
+    kinds = {"says": Feature("string", (1,)), "grid": Feature("float32", (2, 3)), "count": Feature("int64", (2,)), "depth": depth}
+    draw = np.random.default_rng(0)
+    with DatasetWriter(root, robot(), extra={"note": ("left", "right"), **kinds}) as writer:
+        for number in range(2):
+            item = recorded(number, 5)
+            more = {
+                "says": [f"step {i} of {number}: ü" for i in range(5)],
+                "grid": draw.normal(size=(5, 2, 3)).astype(np.float32),
+                "count": draw.integers(0, 1 << 40, (5, 2)),
+                "depth": draw.integers(0, 65536, (5, 12, 16)).astype(np.uint16),
+            }
+            writer.add(dataclasses.replace(item, extra_frame={**item.extra_frame, **more}))
+        writer.finish()
+    return root
+
+
+def test_an_error_names_the_source_and_no_folder_that_is_gone(root: Path):
+    (root / META).write_bytes(b"nothing")
+    with pytest.raises(DataError) as caught:
+        repair(root, root.parent / "mended")
+    assert str(caught.value).startswith(f"{root}/meta/episodes")
+    assert ".repair" not in str(caught.value)
 
 
 def test_a_dataset_of_which_nothing_is_left_is_refused(root: Path):

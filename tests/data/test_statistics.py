@@ -7,6 +7,7 @@ import pytest
 
 from deftly.data import statistics as stats
 from deftly.types import DataError
+from guards import guards
 
 DRAW = np.random.default_rng(0)
 
@@ -44,6 +45,21 @@ def test_a_selection_by_mask_rows_or_ranges_is_the_same():
 def test_whole_numbers_are_summed_exactly():
     column = np.array([2**53, 2**53 + 2], dtype=np.int64)
     assert stats.statistics({"x": column})["x"]["mean"][0] == 2**53 + 1
+
+
+@guards("data.statistics.unsigned")
+def test_unsigned_numbers_that_do_not_fit_are_refused():
+    fits = np.array([0, 2**63 - 1], np.uint64)
+    assert stats.statistics({"a": fits})["a"]["max"] == 2.0**63
+    with pytest.raises(DataError, match="a: 9223372036854775808 is more than"):
+        stats.statistics({"a": fits + np.uint64(1)})
+
+
+def test_many_half_precision_numbers_have_statistics():
+    values = np.random.default_rng(0).normal(size=(stats.CHUNK + 5, 1)).astype(np.float16)
+    found = stats.statistics({"a": values})["a"]
+    assert np.allclose(found["q99"], np.quantile(values.astype(np.float64), 0.99), rtol=1e-6)
+    assert np.allclose(found["std"], values.astype(np.float64).std(), rtol=1e-6)
 
 
 def test_a_value_that_is_not_finite_is_named():

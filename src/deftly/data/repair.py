@@ -1,12 +1,14 @@
 """A mended copy of a dataset: what is sound is taken over, what can be mended is, what cannot is left out and named.
 
-Mended: counts in info.json, gaps in the numbering, rows that occur twice, timestamps, statistics, number types, tables without their end
-(`salvage.py`), recordings that were glued into one episode. An episode whose rows stop early is kept up to there. The result has passed
-the full check. The source is only read.
+Mended: counts in info.json, gaps in the numbering, lengths that contradict each other (`renumber.py`), rows that occur twice, timestamps,
+statistics, number types, tables without their end (`salvage.py`), recordings that were glued into one episode. An episode whose rows stop
+early is kept up to there; a further column with values that no column may have is left out, its episodes are not. The result has passed the
+full check. The source is only read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import shutil
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from deftly.data.check.findings import CheckConfig
+from deftly.data.check.findings import CheckConfig, Finding
 from deftly.data.check.rows import files_of
 from deftly.data.check.run import check
 from deftly.data.check.stretches import check_stretches
@@ -27,7 +29,7 @@ from deftly.data.dataset import Dataset
 from deftly.data.files import arrow_schema
 from deftly.data.renumber import mended_metadata
 from deftly.data.salvage import pattern_for, pattern_of, salvage
-from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE
+from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Feature
 from deftly.data.tables import read_table, to_numpy
 from deftly.data.thrift import Struct
 from deftly.data.video import VideoClip
@@ -45,15 +47,21 @@ class RepairReport:
     frames: int = 0
     mended: list[str] = field(default_factory=list)
     dropped: dict[int, str] = field(default_factory=dict)  # number in the source -> why
-    left_out: list[str] = field(default_factory=list)  # features that the copy does not have
+    left_out: dict[str, str] = field(default_factory=dict)  # features that the copy does not have -> why
 
     def lines(self) -> list[str]:
         """The report as text, one fact per line."""
         lines = [f"{self.episodes} episodes, {self.frames} frames in the mended copy", *self.mended]
         lines += [f"left out episode {episode}: {reason}" for episode, reason in sorted(self.dropped.items())]
-        if self.left_out:
-            lines.append(f"features left out: {', '.join(self.left_out)}")
-        return lines
+        return lines + [f"left out the feature {name}: {reason}" for name, reason in self.left_out.items()]
+
+
+class _LeaveOut(Exception):
+    """A further column that cannot be copied, and why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True)
@@ -75,17 +83,17 @@ def repair(source: Path, target: Path) -> RepairReport:
     try:
         mended = mended_metadata(source, work / "source")
         dataset = Dataset.open(work / "source")
-        dropped = {finding.episode or 0: finding.line() for finding in check_stretches(dataset)}  # the copy has lost the traces of it
+        dropped = {finding.episode or 0: _reason(finding) for finding in check_stretches(dataset)}  # the copy has lost the traces of it
+        left_out: dict[str, str] = {}
         for _ in range(PASSES):
-            copy = _Copy(dataset, work, dict(dropped))
+            copy = _written(dataset, work, dropped, left_out)
             copy.report.mended[:0] = mended
-            copy.write()
             verdict = check(work / "copy", CheckConfig(full=True, budget=1.0))
             broken = verdict.of("quarantine")
             if not broken:
                 break
             for finding in broken:
-                dropped[copy.origin[finding.episode or 0]] = finding.line()
+                dropped[copy.origin[finding.episode or 0]] = _reason(finding)
         if verdict.refusal is not None or broken:
             raise DataError(f"{source}: cannot be mended: {verdict.refusal or broken[0].line()}")
         copy.report.dropped |= dropped
@@ -94,33 +102,50 @@ def repair(source: Path, target: Path) -> RepairReport:
             target.rmdir()
         os.replace(work / "copy", target)
         return copy.report
+    except DataError as error:  # it names the folder in which we worked
+        raise DataError(str(error).replace(str(work / "source"), str(source)).replace(str(work / "copy"), str(target))) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _reason(finding: Finding) -> str:
+    """A finding about an episode that is left out; numbers and files are those of the copy, and say nothing here."""
+    return dataclasses.replace(finding, episode=None, file=None, remedy="").line()
+
+
+def _written(dataset: Dataset, work: Path, dropped: dict[int, str], left_out: dict[str, str]) -> _Copy:
+    """A copy without some episodes and features; a feature that turns out to be unfit is added to `left_out`."""
+    while True:
+        copy = _Copy(dataset, work, dict(dropped), dict(left_out))
+        try:
+            copy.write()
+        except _LeaveOut as unfit:
+            left_out[unfit.name] = unfit.reason
+        else:
+            return copy
 
 
 class _Copy:
     """One attempt at the copy."""
 
-    def __init__(self, dataset: Dataset, work: Path, dropped: dict[int, str]) -> None:
+    def __init__(self, dataset: Dataset, work: Path, dropped: dict[int, str], left_out: dict[str, str]) -> None:
         self.dataset, self.work = dataset, work
-        self.report = RepairReport(dropped=dropped)
+        self.report = RepairReport(dropped=dropped, left_out=left_out)
         self.origin: list[int] = []  # of each episode of the copy
-        self.names = [name for name, item in dataset.features.items() if item.dtype != "video" and self._can_keep(name)]
-        self.extra = {
-            name: item.names if item.names and len(item.names) == item.shape[0] else tuple(f"{name}_{i}" for i in range(item.shape[0]))
-            for name, item in dataset.features.items()
-            if name in self.names and not item.is_camera and name not in (STATE, ACTION, *DEFAULT_FEATURES)
-        }
-        self.report.left_out = [name for name, item in dataset.features.items() if item.dtype != "video" and name not in self.names]
+        self.cameras = dataset.info.cameras()
+        plain = (STATE, ACTION, *DEFAULT_FEATURES)
+        others = {name: item for name, item in dataset.features.items() if name not in (*plain, *self.cameras.values())}
+        for name, item in others.items():
+            if not item.can_be_extra:
+                left_out[name] = f"{item.dtype} {list(item.shape)} is neither numbers of rank 1 to 5, nor text, nor depth images"
+        self.extra: dict[str, Feature] = {name: item for name, item in others.items() if name not in left_out}
+        self.plain = [name for name in plain if name in dataset.features]
+        self.names = [*self.plain, *self.extra, *(key for key in self.cameras.values() if dataset.features[key].dtype == "image")]
         self.more = {name: dataset.extra(name) for name in dataset.extra_names}
-
-    def _can_keep(self, name: str) -> bool:
-        item = self.dataset.features[name]
-        return item.is_camera or (item.is_numeric and len(item.shape) == 1)
 
     def write(self) -> None:
         shutil.rmtree(self.work / "copy", ignore_errors=True)
-        images = {camera: self.dataset.features[key].dtype for camera, key in self.dataset.info.cameras().items()}
+        images = {camera: self.dataset.features[key].dtype for camera, key in self.cameras.items()}
         with DatasetWriter(self.work / "copy", self.dataset.embodiment, images=images, extra=self.extra) as writer:  # type: ignore[arg-type]
             for piece in self._pieces():
                 if piece.episode in self.report.dropped:
@@ -204,16 +229,12 @@ class _Copy:
     def _episode(self, piece: Piece) -> EpisodeData:
         dataset, length = self.dataset, piece.table.num_rows
         where = f"episode {piece.episode}"
-        columns = {
-            name: to_numpy(piece.table.column(name), f"{where}: {name}").reshape(length, -1)
-            for name in self.names
-            if not dataset.features[name].is_camera
-        }
+        columns = {name: to_numpy(piece.table.column(name), f"{where}: {name}").reshape(length, -1) for name in self.plain}
         task = columns["task_index"].reshape(-1)
         if ((task < 0) | (task >= len(dataset.tasks))).any():
             raise DataError(f"{where}: its task_index is {int(task.max())}, there are {len(dataset.tasks)} tasks")
         images: dict[str, Images] = {}
-        for camera, key in dataset.info.cameras().items():
+        for camera, key in self.cameras.items():
             if dataset.features[key].dtype == "image":
                 images[camera] = [(value.as_py() or {}).get("bytes") or b"" for value in piece.table.column(key)]
             else:
@@ -227,6 +248,26 @@ class _Copy:
             state=columns.get(STATE, np.zeros((length, 0), np.float32)),
             action=columns[ACTION],
             task=[dataset.tasks[i] for i in task.tolist()],
-            extra_frame={name: columns[name] for name in self.extra},
+            extra_frame={name: _further(piece.table.column(name), name, feature, where) for name, feature in self.extra.items()},
             extra_episode={name: value for name, value in more.items() if isinstance(value, int | float | str | bool)},
         )
+
+
+def _further(column: pa.ChunkedArray, name: str, feature: Feature, where: str) -> Any:
+    """Rows of a column that nothing is trained on, in its own type; `_LeaveOut` where a writer would refuse them."""
+    values = column.to_pylist()
+    missing = next((frame for frame, value in enumerate(values) if value is None), None)
+    if missing is not None:
+        raise _LeaveOut(name, f"{where} frame {missing}: the value is missing")
+    if feature.dtype == "string":
+        return values
+    if feature.is_camera:
+        return [value.get("bytes") or b"" for value in values]
+    try:
+        found = np.array(values, np.dtype(feature.dtype)).reshape(len(values), *feature.shape)
+    except (TypeError, ValueError, OverflowError):
+        raise _LeaveOut(name, f"{where}: its values are not {feature.dtype} {list(feature.shape)}") from None
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        frame = int(np.argwhere(~np.isfinite(found))[0][0])
+        raise _LeaveOut(name, f"{where} frame {frame}: {found[frame][~np.isfinite(found[frame])][0]} is not a finite number")
+    return found

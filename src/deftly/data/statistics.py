@@ -89,11 +89,14 @@ class Accumulator:
         return self._sums[0].count if self._sums else 0
 
     def add(self, values: Num[np.ndarray, "n *d"]) -> None:
-        """More rows: [n d] or [n], float32, float64 or whole numbers; `DataError` for a value that is not finite."""
+        """More rows: [n d] or [n], floats or whole numbers; `DataError` for a value that is not finite, or beyond 64 bits with a sign."""
         if not len(values):
             return
         values = values.reshape(len(values), -1)
+        if values.dtype == np.uint64 and int(values.max()) > np.iinfo(np.int64).max:  # guard: data.statistics.unsigned
+            raise DataError(f"{self.feature}: {values.max()} is more than a whole number of 64 bits with a sign holds; store it as float64")
         values = values.astype(np.int64, copy=False) if values.dtype.kind in "iub" else values
+        values = values.astype(np.float32) if values.dtype == np.float16 else values
         if not self._sums:
             self._sums = [Sums() for _ in range(values.shape[1])]
             self._dtype = values.dtype

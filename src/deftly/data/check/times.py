@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from deftly.data.check.findings import Finding
-from deftly.data.check.rows import REPAIR, Rows
+from deftly.data.check.rows import Rows
 from deftly.data.dataset import Dataset
 
 TOLERANCE_S = 2e-4  # readers ask for 1e-4; the rest is rounding by recorders
 RATE_TOLERANCE = 0.01  # relative; a recorder that says 30 and records 29 is off by 3 %
+RETIME = "`deftly data repair` writes a copy with timestamps of frame / fps"
 FEW = 3  # intervals from which a rate is told
 
 
@@ -94,5 +95,5 @@ def _describe(rows: Rows, times: np.ndarray, expected: np.ndarray, wrong: np.nda
             count = int(wrong[part].sum())
             message = f"is {times[row]:.4f} s, expected {expected[row]:.4f} s ({count} frames are off by more than {TOLERANCE_S} s)"
             code = "time_jitter"
-        found.append(Finding(code=code, verdict="quarantine", episode=episode, frame=at, field="timestamp", message=message, remedy=REPAIR))
+        found.append(Finding(code=code, verdict="quarantine", episode=episode, frame=at, field="timestamp", message=message, remedy=RETIME))
     return found
