@@ -2,9 +2,13 @@
 
 import json
 import signal
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deftly import storage
 from deftly.contract import Camera
@@ -67,7 +71,7 @@ def test_what_is_discarded_leaves_no_trace(tmp_path):
     assert Dataset.open(tmp_path / "plain").hash == Dataset.open(tmp_path / "discarded").hash
 
 
-@guards("data.recorder.finite")
+@guards("data.recorder.finite", "data.recorder.camera")
 def test_a_wrong_frame_leaves_no_trace_and_the_episode_goes_on(tmp_path):
     images, state, action, force = frame_of(0, 0)
     wrong = np.array([0, np.nan, 0, 0])
@@ -76,6 +80,11 @@ def test_a_wrong_frame_leaves_no_trace_and_the_episode_goes_on(tmp_path):
             ((images, state, wrong, {"force": force}), r"episode 0 frame 0: action\[1\] is nan; the frame was not recorded"),
             ((images, state[:4], action, {"force": force}), r"observation\.state has shape \[4\], expected \[5\]"),
             ((images, state, action), "force is missing"),
+            ((images, ["x"] * 5, action, {"force": force}), r"observation\.state is \"\['x', .*expected numbers"),
+            ((images, [[0], [1, 2]], action, {"force": force}), r"observation\.state is '\[\[0\], \[1, 2\]\]', expected numbers"),
+            ((images, state, [0, 1e300, 0, 0], {"force": force}), r"action\[1\] is inf"),
+            ((None, state, action, {"force": force}), "images is NoneType"),
+            (({**images, "hand": images["head"]}, state, action, {"force": force}), "'hand' is no camera of the embodiment"),
             ((images, state, action, {"force": force, "torque": force}), "'torque' was not announced"),
             (({"head": images["head"]}, state, action, {"force": force}), "no image of camera 'wrist'"),
             (
@@ -130,11 +139,17 @@ def test_what_cannot_be_saved_is_refused_and_not_lost(tmp_path):
             ((" ",), "the instruction is ' '"),
             (("a\0b",), "the instruction is"),
             (("\ud800",), "not valid text"),
+            ((None,), "the instruction is 'None'"),
+            (([1],), "the instruction is '1'"),
             ((["a", "b"],), "2 instructions for 1 frames"),
             (("x", {"length": 3}), "has the name of one of the format"),
             (("x", {"a/b": 3}), "has the name of one of the format"),
             (("x", {"note": [1]}), "it may be text"),
             (("x", {"note": float("nan")}), "it may be text"),
+            (("x", {"note": 1 << 63}), "a number of 64 bits"),
+            (("x", {"note": "\ud800"}), "it may be text"),
+            (("x", {"\ud800": 1}), "has the name of one of the format"),
+            (("x", {3: 1}), "has the name of one of the format"),
         ]:
             with pytest.raises(UsageError, match=message):
                 recorder.save_episode(*arguments)
@@ -143,6 +158,85 @@ def test_what_cannot_be_saved_is_refused_and_not_lost(tmp_path):
         recorder.save_episode("x")
         recorder.finish()
     assert Dataset.open(tmp_path / "data").num_frames == 1
+
+
+KINDS = st.one_of(
+    st.integers(-(1 << 64), 1 << 64),
+    st.integers(-3, 3),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.text(max_size=3),
+)
+
+
+@guards("data.provenance.kind", "data.provenance.value")
+@settings(max_examples=30, deadline=None)
+@given(values=st.lists(st.dictionaries(st.sampled_from(["a", "b"]), KINDS, max_size=2), min_size=1, max_size=4), resumed=st.booleans())
+def test_whatever_was_saved_can_be_opened(values, resumed):
+    """What `save_episode` took, `finish` takes and `Dataset.open` returns; what it refused is not there, and cost nothing."""
+    embodiment = robot().replace(cameras=())
+    with tempfile.TemporaryDirectory() as folder:
+        root, saved = Path(folder, "data"), []
+        recorder = Recorder(root, embodiment)
+        for value in values:
+            recorder.add_frame({}, np.zeros(5), np.zeros(4))
+            try:
+                recorder.save_episode("x", value)
+                saved.append(value)
+            except UsageError:
+                assert recorder.num_frames == 1
+                recorder.discard_episode()
+            if resumed:
+                recorder.close()
+                recorder = Recorder(root, embodiment, resume=True)
+        recorder.close()
+        if saved:
+            dataset = Dataset.open(root)
+            assert dataset.num_episodes == len(saved)
+            for name in dataset.extra_names:
+                assert dataset.extra(name) == [value.get(name) for value in saved]
+
+
+@guards("data.provenance.kind")
+@pytest.mark.parametrize(("first", "second"), [(1, "text"), (True, "no"), (True, 3), (2.5, 1 << 60), ("x", 1.5)])
+def test_provenance_of_another_kind_is_refused_before_anything_is_written(tmp_path, first, second):
+    images, state, action, force = frame_of(0, 0)
+    for resumed in (False, True):
+        root = tmp_path / f"resumed-{resumed}"
+        recorder = Recorder(root, robot(), extra=EXTRA)
+        recorder.add_frame(images, state, action, {"force": force})
+        recorder.save_episode("x", {"note": first})
+        if resumed:
+            recorder.close()
+            recorder = Recorder(root, robot(), extra=EXTRA, resume=True)
+        recorder.add_frame(images, state, action, {"force": force})
+        with pytest.raises(DataError, match=r"episode 1: the extra column 'note' is .*; in the episodes before it is .*use another name"):
+            recorder.save_episode("x", {"note": second})
+        assert (recorder.num_episodes, recorder.num_frames) == (1, 1)
+        recorder.save_episode("x", {"other": second})
+        recorder.finish()
+        assert Dataset.open(root).extra("note") == [first, None]
+        assert Dataset.open(root).extra("other") == [None, second]
+
+
+@guards("data.recorder.over")
+def test_a_finished_recording_is_left_alone(tmp_path):
+    images, state, action, force = frame_of(0, 0)
+    with Recorder(tmp_path / "data", robot(), extra=EXTRA) as recorder:
+        record(recorder, 0)
+        assert recorder.finish() == tmp_path / "data"
+        assert recorder.finish() == tmp_path / "data"
+        for call in (lambda: recorder.add_frame(images, state, action, {"force": force}), lambda: recorder.save_episode("x")):
+            with pytest.raises(UsageError, match="the recording is finished; record more into another folder"):
+                call()
+        recorder.discard_episode()
+    assert recorder.finish() == tmp_path / "data"
+    with Recorder(tmp_path / "closed", robot(), extra=EXTRA) as recorder:
+        record(recorder, 0)
+    for call in (lambda: recorder.add_frame(images, state, action, {"force": force}), recorder.finish):
+        with pytest.raises(UsageError, match="closed; a new one with resume=True"):
+            call()
+    assert Dataset.open(tmp_path / "data").num_episodes == Dataset.open(tmp_path / "closed").num_episodes == 1
 
 
 def test_a_recording_goes_on_only_when_asked_and_only_with_the_same_robot(tmp_path):

@@ -24,11 +24,14 @@ from deftly.contract import Camera, Embodiment, differences
 from deftly.data import video
 from deftly.data.files import PARQUET, arrow_schema, arrow_table
 from deftly.data.images import encode_png
-from deftly.data.recording import RECORDING, ROWS, Plan, assemble, claimed, clip_name, episode_name, saved_episodes
+from deftly.data.provenance import Kinds, join
+from deftly.data.recording import RECORDING, ROWS, Plan, assemble, claimed, clip_name, episode_name, saved_episodes, told
 from deftly.data.schema import ACTION, IMAGES, STATE, Storage, parse_feature
 from deftly.data.video import VideoWriter
-from deftly.data.writer import RESERVED
 from deftly.types import DataError, UsageError
+
+FINISHED = "the recording is finished; record more into another folder"
+CLOSED = "the recorder is closed; a new one with resume=True goes on with the recording"
 
 
 class RecordingError(UsageError):
@@ -74,6 +77,8 @@ class Recorder:
         if unfinished and not resume:
             raise UsageError(f"{self.root}: holds an unfinished recording; go on with resume=True, or open it as a dataset to finish it")
         self.num_episodes = 0
+        self._kinds: Kinds = {}
+        self._over = ""  # why nothing can be recorded any more
         self._stack = contextlib.ExitStack()
         with self._guarded("start recording"), self._stack:
             if not unfinished:
@@ -99,7 +104,9 @@ class Recorder:
             storage.write_json(path, self._plan.to_dict())
         for leftover in [self._folder / "current", *self._folder.glob(".*.tmp")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        self.num_episodes = len(saved_episodes(self._folder))
+        for saved in saved_episodes(self._folder):
+            self._kinds = join(self._kinds, told(saved), str(saved))
+            self.num_episodes += 1
 
     @property
     def num_frames(self) -> int:
@@ -118,7 +125,13 @@ class Recorder:
         Raises `DataError` naming the field that is wrong, and `RecordingError` when the machine cannot store it: then the whole
         episode under way is lost. A wrong frame leaves no trace.
         """
+        self._require_open()
         where = f"{self.root}: episode {self.num_episodes} frame {self._length}"
+        if not isinstance(images, Mapping):
+            raise DataError(f"{where}: images is {type(images).__name__}, expected a name and pixels for each camera")
+        unknown = sorted(str(name) for name in set(images) - {camera.name for camera in self.embodiment.cameras})
+        if unknown:  # guard: data.recorder.camera
+            raise DataError(f"{where}: {unknown[0]!r} is no camera of the embodiment; the frame was not recorded")
         row = self._vectors({STATE: state, ACTION: action, **(extra or {})}, where)
         pixels = {camera.name: _pixels(images, camera, where) for camera in self.embodiment.cameras}
         with _undisturbed(), self._guarded("record"):
@@ -140,7 +153,7 @@ class Recorder:
                 continue
             if name not in given:
                 raise DataError(f"{where}: {name} is missing")
-            values = np.asarray(given[name], dtype=np.float32)
+            values = _float32(given[name], f"{where}: {name}")
             if values.shape != feature.shape:
                 raise DataError(f"{where}: {name} has shape {list(values.shape)}, expected {list(feature.shape)}")
             if not np.isfinite(values).all():  # guard: data.recorder.finite
@@ -165,24 +178,25 @@ class Recorder:
         Raises `UsageError` when there is nothing to save or a value cannot be kept (nothing is lost then), `RecordingError` when the
         machine cannot store it (the episode is lost, the ones before are not).
         """
+        self._require_open()
         number, length = self.num_episodes, self._length
         where = f"{self.root}: episode {number}"
         if not length:
             raise UsageError(f"{where}: holds no frames; add_frame comes first")
-        tasks = [task] if isinstance(task, str) else list(task)
+        tasks = list(task) if isinstance(task, Sequence) and not isinstance(task, str) else [task]
         if len(tasks) not in (1, length):
             raise UsageError(f"{where}: {len(tasks)} instructions for {length} frames")
         for text in tasks:
             _check_text(text, where)
         more = dict(extra or {})
+        kinds = join(self._kinds, more, where)
         for name, value in more.items():
-            if name in RESERVED or "/" in name:
-                raise UsageError(f"{where}: the extra column {name!r} has the name of one of the format; rename it")
-            if not isinstance(value, int | float | str | bool) or (isinstance(value, float) and not np.isfinite(value)):
+            if not isinstance(value, int | float | str) or (isinstance(value, float) and not np.isfinite(value)):
                 raise UsageError(f"{where}: the extra column {name!r} is {value!r}; it may be text, a finite number or a yes or no")
         with _undisturbed(), self._guarded("save"):
             storage.commit(self._folder / episode_name(number), self._write, {"frames": length, "tasks": tasks, "extra": more})
             self._forget()
+            self._kinds = kinds
             self.num_episodes += 1
         return number
 
@@ -210,16 +224,21 @@ class Recorder:
         shutil.rmtree(self._folder / "current", ignore_errors=True)
 
     def finish(self) -> Path:
-        """Make the folder a LeRobotDataset v3.0; returns it. Interrupted, opening the folder or calling this again does the same.
+        """Make the folder a LeRobotDataset v3.0; returns it. Interrupted, opening the folder or calling this again does the same; done,
+        calling it again does nothing.
 
         Raises `UsageError` when frames are neither saved nor discarded, or nothing was saved; `RecordingError` when the disk is full.
         """
+        if self._over == FINISHED:
+            return self.root
+        self._require_open()
         if self._length:
             raise UsageError(f"{self.root}: {self._length} frames are not saved; call save_episode or discard_episode first")
         if not self.num_episodes:
             raise UsageError(f"{self.root}: no episode was saved, so there is no dataset to finish")
         with self._guarded("finish"):
             assemble(self.root)
+        self._over = FINISHED
         self.close()
         return self.root
 
@@ -227,7 +246,12 @@ class Recorder:
         """Let go of the folder; frames that were not saved are lost, saved episodes stay."""
         if self._rows or self._videos:
             self.discard_episode()
+        self._over = self._over or CLOSED
         self._stack.close()
+
+    def _require_open(self) -> None:
+        if self._over:  # guard: data.recorder.over
+            raise UsageError(f"{self.root}: {self._over}")
 
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Iterator[None]:
@@ -279,6 +303,14 @@ def _pixels(images: Mapping[str, np.ndarray], camera: Camera, where: str) -> np.
         found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise DataError(f"{where}, camera {camera.name!r}: expected uint8 {list(shape)}, got {found}")
     return pixels
+
+
+def _float32(given: Any, where: str) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused
+            return np.asarray(given, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise DataError(f"{where} is {str(given)[:60]!r}, expected numbers; the frame was not recorded") from None
 
 
 def _check_text(text: Any, where: str) -> None:

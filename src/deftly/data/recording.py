@@ -118,6 +118,15 @@ def episode_name(number: int) -> str:
     return f"episode-{number:08d}"
 
 
+def told(folder: Path) -> dict[str, Any]:
+    """What a committed episode says about itself (`save_episode`'s `extra`)."""
+    about = storage.read_json(folder / storage.MANIFEST)
+    more = about.get("extra") if isinstance(about, dict) else None
+    if not isinstance(more, dict):
+        raise DataError(f"{folder}: its manifest has no extra; it is not an episode of a recording")
+    return more
+
+
 def read_episode(folder: Path, plan: Plan) -> EpisodeData:
     """A committed episode, checked against the sha256 of its manifest; its videos stay where they are."""
     about = storage.verify(folder)

@@ -23,15 +23,13 @@ from deftly.data import video
 from deftly.data.files import DataFiles, VideoFiles, arrow_schema, arrow_table
 from deftly.data.images import decode_depth, decode_image, encode_depth
 from deftly.data.metadata import write_metadata
+from deftly.data.provenance import Kinds, join
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, IMAGES, STATE, Extra, Feature, Storage, features_of
 from deftly.data.video import VideoClip
 from deftly.types import DataError, UsageError
 
 Images = np.ndarray | VideoClip | Sequence[bytes]
 """uint8 [T h w 3], a clip whose packets are copied, or T encoded PNG or JPEG files that are stored as they are."""
-
-
-RESERVED = ("episode_index", "tasks", "length", "dataset_from_index", "dataset_to_index")  # columns of meta/episodes
 
 
 @dataclass(kw_only=True)
@@ -84,6 +82,7 @@ class DatasetWriter:
             if self.features[IMAGES + camera.name].dtype == "video"
         }
         self._episodes: list[dict[str, Any]] = []
+        self._kinds: Kinds = {}
         self._columns: dict[str, list[np.ndarray]] = {}
         self._histograms = {IMAGES + camera.name: np.zeros((3, 256), dtype=np.int64) for camera in embodiment.cameras}
         self._num_sampled = 0
@@ -105,9 +104,7 @@ class DatasetWriter:
         tasks = [episode.task] * length if isinstance(episode.task, str) else list(episode.task)
         if len(tasks) != length:
             raise DataError(f"{where}: {len(tasks)} instructions for {length} frames")
-        reserved = [name for name in episode.extra_episode if name in RESERVED or "/" in name]
-        if reserved:
-            raise DataError(f"{where}: the extra column {reserved[0]!r} has the name of one of the format; rename it")
+        kinds = join(self._kinds, episode.extra_episode, where)
         samples = {camera.name: self._sample(episode, camera.name, length, where) for camera in self.embodiment.cameras}
         for camera in samples:
             given = episode.images[camera]
@@ -133,6 +130,7 @@ class DatasetWriter:
                 encoded[key] = images
         row |= self._rows.add(arrow_table(self._schema, {**columns, **texts}, encoded))
         self._episodes.append({**row, **episode.extra_episode})
+        self._kinds = kinds
         for name, column in columns.items():
             self._columns.setdefault(name, []).append(column)
         self.num_frames += length
