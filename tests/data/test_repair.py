@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from damage import LENGTH, META, change, corrupt, cut, data, edit, edit_info, put, video, write_six
+from damage import LENGTH, META, change, corrupt, cut, data, edit, edit_info, put, set_column, video, write_six
 from deftly import storage
 from deftly.cli.data import main
 from deftly.data.check.findings import CheckConfig
@@ -60,6 +60,12 @@ ALL = [(episode, LENGTH) for episode in range(6)]
 WITHOUT_TWO = [pair for pair in ALL if pair[0] != 2]
 
 MENDABLE: dict[str, tuple[Callable[[Path], None], list[tuple[int, int]], str]] = {
+    "length": (
+        lambda root: edit(root / META, lambda table: set_column(table, "length", [12, 12, 10, 12, 12, 12])),
+        ALL,
+        "its length was 10",
+    ),
+    "ranges": (lambda root: edit(root / META, lambda table: set_column(table, "dataset_from_index", [0] * 6)), ALL, "its rows 0..24"),
     "nothing": (lambda root: None, ALL, "6 episodes"),
     "d1": (lambda root: cut(root / video(2), 0.5), WITHOUT_TWO, "left out episode 2"),
     "d3": (lambda root: corrupt(root / video(2), slice(4, 6)), WITHOUT_TWO, "left out episode 2"),

@@ -19,6 +19,7 @@ from deftly.data.schema import EPISODES_PATH, INFO_PATH, TASKS_PATH, VERSION
 from deftly.data.tables import read_table
 from deftly.types import DataError
 
+RANGE = ("length", "dataset_from_index", "dataset_to_index")
 COUNTS = ("total_episodes", "total_frames", "total_tasks")
 
 
@@ -33,7 +34,9 @@ def mended_metadata(source: Path, copy: Path) -> list[str]:
         _link(source / name, copy / name)
     shutil.copytree(source / "meta", copy / "meta", symlinks=True)
     if info.get("codebase_version") == VERSION:
-        mended, lengths = _mend_episodes(copy)
+        mended, _ = _mend_episodes(copy)
+        contradictions, lengths = _mend_lengths(copy)
+        mended += contradictions
         tasks = read_table(copy / TASKS_PATH).num_rows
     else:
         mended, lengths = [], [line.get("length", 0) for line in storage.read_lines(copy / tables_v2.EPISODES)]
@@ -81,6 +84,53 @@ def _mend_episodes(copy: Path) -> tuple[list[str], list[int]]:
             continue  # what cannot be read is left out later
         _rewrite(path, table, new)
     return [f"episodes renumbered 0..{len(new) - 1}, they were {min(new)}..{max(new)} with gaps"], lengths
+
+
+def _mend_lengths(copy: Path) -> tuple[list[str], list[int]]:
+    """Where an episode's length is not that of its range of rows, count its frames in the data files, and number all ranges anew."""
+    folder = copy / EPISODES_PATH.split("/chunk")[0]
+    tables = {path: read_table(path) for path in sorted(folder.glob("chunk-*/file-*.parquet"))}
+    columns = {name: np.concatenate([table.column(name).to_numpy() for table in tables.values()]) for name in RANGE}
+    length = columns["length"].astype(np.int64)
+    wrong = np.flatnonzero(columns["dataset_to_index"] - columns["dataset_from_index"] != length)
+    if not len(wrong):
+        return [], length.tolist()
+    numbers = np.concatenate([table.column("episode_index").to_numpy() for table in tables.values()])
+    counted = _count_frames(copy)
+    mended = []
+    for row in wrong.tolist():
+        begin, end = int(columns["dataset_from_index"][row]), int(columns["dataset_to_index"][row])
+        said = f"its length was {length[row]}, its rows {begin}..{end}"
+        length[row] = counted.get(int(numbers[row]), int(length[row]))
+        mended.append(f"episode {numbers[row]}: {said}; the data files hold {length[row]} frames")
+    end = np.zeros(len(length), np.int64)
+    order = np.argsort(numbers, kind="stable")
+    end[order] = np.cumsum(length[order])
+    columns, at = {"length": length, "dataset_from_index": end - length, "dataset_to_index": end}, 0
+    for path, table in tables.items():
+        for name, values in columns.items():
+            kind = pa.array(values[at : at + table.num_rows], pa.int64())
+            table = table.set_column(table.schema.get_field_index(name), name, kind)
+        at += table.num_rows
+        path.unlink(missing_ok=True)
+        pq.write_table(table, path, **PARQUET)
+    return mended, length.tolist()
+
+
+def _count_frames(copy: Path) -> dict[int, int]:
+    """How many different frames each episode has in the tables that can be read."""
+    found: list[np.ndarray] = []
+    for path in sorted((copy / "data").rglob("*.parquet")):
+        try:
+            table = read_table(path, ["episode_index", "frame_index"])
+        except DataError:
+            continue  # salvaged later, as far as it can be
+        found.append(np.stack([table.column(name).to_numpy() for name in ("episode_index", "frame_index")], axis=1))
+    if not found:
+        return {}
+    keys = np.unique(np.concatenate(found), axis=0)
+    episodes, counts = np.unique(keys[:, 0], return_counts=True)
+    return dict(zip(episodes.tolist(), counts.tolist(), strict=True))
 
 
 def _rewrite(path: Path, table: pa.Table, new: dict[int, int]) -> None:
