@@ -28,7 +28,7 @@ SEEK_GAP = 12  # frames apart at which seeking is cheaper than decoding on
 _BACK = (0.5, 32.0, 256.0)  # frames before the first one wanted at which decoding is tried to begin
 _SAME = 0.01  # of a frame: what rounding may do to a time on the grid
 # A decoder that hides what it cannot read shows an earlier frame in its place; this one says so.
-_DECODER = {"err_detect": "crccheck+bitstream+buffer+careful+compliant+explode", "max_pixels": str(MAX_PIXELS)}
+_DECODER = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
 
 Frame = tuple[float, av.VideoFrame]
 """A decoded frame and its time in the file, in seconds."""
