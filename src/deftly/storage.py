@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,8 +93,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """JSON from a file; a one-line `DataError` when it is missing, huge or broken."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise DataError(f"{path}: {path.stat().st_size} bytes of JSON is more than {MAX_JSON_BYTES}")
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # guard: storage.regular
+            raise DataError(f"{path}: not a plain file, so it is not read")
+        if about.st_size > MAX_JSON_BYTES:
+            raise DataError(f"{path}: {about.st_size} bytes of JSON is more than {MAX_JSON_BYTES}")
         return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None

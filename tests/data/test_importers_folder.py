@@ -154,7 +154,7 @@ DAMAGE = {
     "nan": (change(action=[0.0, float("nan"), 0.0]), "expected a list of finite numbers"),
     "too large": (change(action=[0.0, 1e39, 0.0]), "expected a list of finite numbers"),
     "text": (change(action=["0", "1", "2"]), "expected a list of finite numbers"),
-    "dimensions": (change(action=[0.0, 1.0]), "has 2 numbers, the first frame has 3"),
+    "dimensions": (change(action=[0.0, 1.0]), "has 2 numbers, most sequences have 3"),
     "state": (change(state=None), "state is None"),
     "instruction": (change(instruction=" "), "the instruction is ' '"),
     "half a character": (change(instruction="open \ud83d"), "the instruction is 'open \ufffd'"),
@@ -196,6 +196,22 @@ def test_a_sequence_whose_name_is_no_text_is_left_out(tmp_path):
         import_folder(source, tmp_path / "out")
     report = import_folder(source, tmp_path / "out", budget=0.5)
     assert (report.episodes, len(report.broken), report.left_out) == (2, 1, ["language_tokens", "more \ufffd"])
+
+
+@pytest.mark.parametrize("missing", [[0], [10], [0, 10], [10, 20]])
+def test_a_state_that_some_lack_is_never_dropped_in_silence(tmp_path, missing):
+    rows = frames()
+    for row in rows:
+        if row["sequence_id"] in missing:
+            del row["state"]
+    report = import_folder(write_folder(tmp_path / "src", rows), tmp_path / "out", budget=0.5)
+    dataset = Dataset.open(tmp_path / "out")
+    if len(missing) == 1:
+        assert (report.episodes, len(report.broken), dataset.state.shape[1]) == (2, 1, 2)
+        assert f"sequence '{missing[0]}' frame 0: state is None" in report.broken[0]
+    else:
+        assert (report.episodes, dataset.state.shape[1]) == (3, 0)
+        assert report.left_out == ["language_tokens", "state (in 1 of 3 sequences)"]
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,48 @@ def test_within_the_budget_a_broken_episode_is_left_out_as_if_it_had_never_been_
             assert np.array_equal(left.frames(number, camera), whole.frames(number, camera))
 
 
+BIG = 1_700_000_000_123_456_789
+FURTHER = {
+    "stamp": ("int64", [1], [BIG + i for i in range(6)], pa.int64()),
+    "seconds": ("float64", [1], [1.7e9 + i / 100 for i in range(6)], pa.float64()),
+    "ready": ("bool", [1], [i % 2 == 0 for i in range(6)], pa.bool_()),
+    "ticks": ("int64", [2], [[BIG + i, -BIG] for i in range(6)], pa.list_(pa.int64(), 2)),
+    "grid": ("uint64", [2, 2], [[[2**64 - 1 - i, 0], [1, 2]] for i in range(6)], pa.list_(pa.list_(pa.uint64()))),
+    "small": ("int16", [1], [i - 3 for i in range(6)], pa.int64()),
+}
+
+
+def write_further(source: Path, values: dict) -> None:
+    info = json.loads((source / "meta/info.json").read_text())
+    features = {name: {"dtype": dtype, "shape": shape, "names": None} for name, (dtype, shape, *_) in values.items()}
+    edit_info(source, features={**info["features"], **features})
+    for number, length in enumerate(LENGTHS):
+        path = source / ROWS.format(number // 2, number)
+        table = pq.read_table(path)
+        for name, (_, _, items, kind) in values.items():
+            table = table.append_column(name, pa.array(items[:length], kind))
+        pq.write_table(table, path)
+
+
+def test_further_numbers_keep_type_and_every_digit(source, tmp_path):
+    write_further(source, FURTHER)
+    report = import_lerobot_v21(source, tmp_path / "out")
+    assert (report.left_out, report.broken) == ([], [])
+    table = pq.read_table(tmp_path / "out/data/chunk-000/file-000.parquet")
+    dataset = Dataset.open(tmp_path / "out")
+    for name, (dtype, shape, values, _) in FURTHER.items():
+        assert table.column(name).to_pylist() == [value for length in LENGTHS for value in values[:length]], name
+        assert (dataset.features[name].dtype, list(dataset.features[name].shape)) == (dtype, shape)
+
+
+@guards("data.lerobot_v21.whole")
+@pytest.mark.parametrize(("dtype", "value"), [("int64", 1.5), ("int16", 70_000.0), ("bool", 2.0), ("uint8", -1.0)])
+def test_numbers_that_are_not_what_is_declared_are_refused_not_rounded(source, tmp_path, dtype, value):
+    write_further(source, {"odd": (dtype, [1], [value] * 6, pa.float64())})
+    with pytest.raises(DataError, match=f"odd: holds numbers that are not {dtype}"):
+        import_lerobot_v21(source, tmp_path / "out")
+
+
 def test_a_link_out_of_the_source_is_not_followed(source, tmp_path):
     secret = tmp_path / "secret.mp4"
     shutil.move(source / VIDEO.format(0, 1), secret)

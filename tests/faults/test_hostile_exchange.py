@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 import deftly
+from guards import guards
 from hdf5_files import LIBERO_NAME, demo, write_file
 
 MEMORY = 200 << 20  # beyond what the imports take
 SECONDS = 5  # of one core, for one source
 PROGRAM = """
-import os, resource, sys
+import os, resource, signal, sys
 from pathlib import Path
 import av, h5py, pyarrow.parquet, PIL.PngImagePlugin, PIL.JpegImagePlugin
 from deftly.data.dataset import Dataset
@@ -56,6 +57,7 @@ for line in sys.stdin:
         taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 8 * memory  # reserved is not yet used
         resource.setrlimit(resource.RLIMIT_AS, (taken, taken))
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+        signal.alarm(12 * seconds)  # who waits for ever uses no processor
         try:
             READERS[kind](Path(source), Path(source).parent / "out")
             said = "taken"
@@ -164,6 +166,16 @@ def test_disguised_files_are_refused_unopened(tmp_path, cage, kind, disguise):
         DISGUISES[disguise](path, data)
         assert cage(kind, source).startswith("refused")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b.tar"]
+
+
+@guards("storage.regular")
+@pytest.mark.parametrize("kind", FIRST)
+def test_a_pipe_is_not_waited_for(tmp_path, cage, kind):
+    path = tmp_path / "a" / FIRST[kind]
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    assert cage(kind, tmp_path / "a").startswith("refused")
+    assert [item.name for item in tmp_path.iterdir()] == ["a"]
 
 
 def deep(source: Path) -> None:

@@ -60,7 +60,7 @@ def describe(feature: str, read: Callable[[], Iterable[np.ndarray]]) -> dict[str
     found = Accumulator(feature)
     while True:
         for values in read():
-            found.add(values)
+            found.add(values.astype(np.uint8) if values.dtype == bool else values)
         if not found.advance():
             return found.result()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def import_folder(source: Path, target: Path, *, rate_hz: int | None = None, bud
     sequences, left_out = read_metadata(source / "metadata.json")
     rate = rate_hz or measured_rate(sequences, str(source / "metadata.json"))
     layout = _Layout.of(source, sequences)
+    having = sum(any("state" in frame for frame in frames) for frames in sequences.values())
+    if having and not layout.state:
+        left_out = [*left_out, f"state (in {having} of {len(sequences)} sequences)"]
     report = ImportReport(source="folder", left_out=left_out)
     with DatasetWriter(target, layout.embodiment(source.name, rate), images={CAMERA: "image"}) as writer:
         for name, frames in sequences.items():
@@ -90,7 +94,7 @@ def measured_rate(sequences: dict[str, list[dict[str, Any]]], where: str) -> int
 
 @dataclass(frozen=True)
 class _Layout:
-    """What every frame must look like, by the first one that has everything."""
+    """What every frame must look like: the image by the first one that can be read, the vectors as most sequences begin."""
 
     root: Path
     height: int
@@ -101,14 +105,19 @@ class _Layout:
     @classmethod
     def of(cls, root: Path, sequences: dict[str, list[dict[str, Any]]]) -> _Layout:
         problem: DataError | None = None
+        sizes: Counter[tuple[int, int]] = Counter()
+        image: tuple[int, int] | None = None
         for name, frames in sequences.items():
             frame, where = frames[0], f"{root}: sequence {name!r} frame 0"
             try:
-                height, width = image_size(_image(root, frame.get("image_id"), where), where)
+                image = image or image_size(_image(root, frame.get("image_id"), where), where)
                 state = _vector(frame, "state", None, where) if "state" in frame else []
-                return cls(root, height, width, len(_vector(frame, "action", None, where)), len(state))
+                sizes[len(_vector(frame, "action", None, where)), len(state)] += 1
             except DataError as error:
                 problem = problem or error
+        if image and sizes:
+            action, state = sizes.most_common(1)[0][0]
+            return cls(root, *image, action, state)
         raise problem or DataError(f"{root}: holds no sequences")
 
     def embodiment(self, name: str, rate_hz: int) -> Embodiment:
@@ -160,7 +169,7 @@ def _vector(frame: dict[str, Any], name: str, size: int | None, where: str) -> l
     if not isinstance(values, list) or not 0 < len(values) <= MAX_DIM or not all(_is_number(value) for value in values):
         raise DataError(f"{where}: {name} is {str(values)[:60]}, expected a list of finite numbers")
     if size is not None and len(values) != size:  # guard: data.folder.dimensions
-        raise DataError(f"{where}: {name} has {len(values)} numbers, the first frame has {size}")
+        raise DataError(f"{where}: {name} has {len(values)} numbers, most sequences have {size}")
     return values
 
 

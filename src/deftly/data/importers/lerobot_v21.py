@@ -62,7 +62,8 @@ class _Source:
                 continue
             if item.is_vector:
                 size = item.shape[0]
-                extra[name] = item.names if item.names and len(item.names) == size else tuple(f"{name}_{i}" for i in range(size))
+                names = item.names if item.names and len(item.names) == size else tuple(f"{name}_{i}" for i in range(size))
+                extra[name] = Feature(item.dtype, item.shape, names)
             elif item.can_be_extra:
                 extra[name] = item
             else:
@@ -96,10 +97,12 @@ class _Source:
         unknown = [int(i) for i in np.unique(columns["task_index"]) if not 0 <= i < len(self.tasks)]
         if unknown:
             raise DataError(f"{where}: task_index {unknown[0]} is not in meta/tasks.jsonl")
-        vectors = {
-            name: values.reshape(length, *values.shape[1:] or (1,)) for name, values in columns.items() if name not in DEFAULT_FEATURES
+        vectors = {name: values.reshape(length, *values.shape[1:] or (1,)) for name, values in columns.items() if name in (STATE, ACTION)}
+        others: dict[str, Any] = {
+            name: _exact(table.column(name), values.shape, self.info.features[name].dtype, f"{where}: {name}")
+            for name, values in columns.items()
+            if name in self.extra
         }
-        others: dict[str, Any] = {}
         for name in set(self.extra) - set(columns):
             is_text = self.info.features[name].dtype == "string"
             others[name] = table.column(name).to_pylist() if is_text else _embedded(table.column(name), f"{where}, {name}")
@@ -132,6 +135,19 @@ class _Source:
             raise DataError(
                 f"{where} frame {frame}: timestamp is {columns['timestamp'].reshape(-1)[frame]}, expected {frame / self.info.fps:.4f}"
             )
+
+
+def _exact(column: pa.ChunkedArray, shape: tuple[int, ...], dtype: str, where: str) -> np.ndarray:
+    """A numeric column, which `to_numpy` found to be of this shape, in the type that info.json declares: no digit is lost on the way."""
+    array = pa.concat_arrays(column.chunks)
+    while not (pa.types.is_primitive(array.type) or pa.types.is_boolean(array.type)):
+        array = array.flatten()
+    stored = array.to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = stored.astype(dtype)
+    if values.dtype.kind != "f" and not np.array_equal(values, stored):  # guard: data.lerobot_v21.whole
+        raise DataError(f"{where}: holds numbers that are not {dtype}, as info.json declares them; mend its dtype there")
+    return values.reshape(len(column), *shape[1:] or (1,))
 
 
 def _embedded(column: pa.ChunkedArray, where: str) -> Sequence[bytes]:
