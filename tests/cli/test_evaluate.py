@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deftly import storage
+from deftly import agent, storage
 from deftly.cli import evaluate, play, report
 from deftly.evaluation.closed_loop import Bench, Job, Task
-from deftly.evaluation.plan import Plan
+from deftly.evaluation.plan import Plan, name_for
 from deftly.randomness import seed_of
 from deftly.rollout import Episode
 from deftly.types import DataError, UsageError
@@ -63,6 +63,19 @@ def test_a_checkpoint_belongs_to_its_run(run: Path) -> None:
         evaluate.open_run(run / "nothing")
     with pytest.raises(UsageError, match="not a run"):
         evaluate.open_run(run.parent)
+
+
+def test_a_robot_is_chosen_by_its_name(run: Path) -> None:
+    name = agent.load(run).embodiment.name
+    evaluate.main([str(run), "--episodes", "1", "--seed", "3", "--robot", name, "--baselines", "no_op", *FLAGS])
+    assert storage.read_json(run / "evaluation" / name_for(run / "evaluation", 3, 1, name) / "plan.json")["robot"] == name
+    assert name_for(run / "evaluation", 3, 1) != name_for(run / "evaluation", 3, 1, name), "two robots are two evaluations"
+    before = sorted((run / "evaluation").iterdir())
+    for command in ([evaluate, str(run), "--name", "other"], [play, str(run), "pick up the red cup"]):
+        with pytest.raises(UsageError, match="does not act for a robot 'nobody'; it knows") as caught:
+            command[0].main([*command[1:], "--robot", "nobody"])
+        assert "\n" not in str(caught.value)
+    assert sorted((run / "evaluation").iterdir()) == before
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", ".hidden", "a/b", "/tmp/x"])

@@ -94,3 +94,4 @@ def test_a_wrong_field_is_one_line(flags: list[str]) -> None:
     assert "│" not in line
     assert "http" not in line
     assert flags[0].lstrip("-").split(".")[-1] in line
+    assert line.count("Unrecognized options") <= 1

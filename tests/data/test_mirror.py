@@ -107,6 +107,9 @@ def test_a_mirror_is_declared_by_names():
 def test_what_is_not_there_is_named():
     with pytest.raises(UsageError, match=r"'\*Rol' fits no dimension of 'two-handed'; did you mean 'kLeftRoll'"):
         mirror_by_names(humanoid(), ("*Rol",))
+    with pytest.raises(UsageError, match=r"'zzz' fits no dimension of 'two-handed'; it has kLeft.*, ") as caught:
+        mirror_by_names(humanoid(), ("zzz",))
+    assert "none" not in str(caught.value)
     with pytest.raises(UsageError, match="camera 'left' has no partner 'right'"):
         mirror_by_names(humanoid(cameras=(Camera(name="left", height=8, width=8),)), ())
 

@@ -215,3 +215,12 @@ def test_noise_is_not_salvaged(tmp_path: Path):
     for size in (0, 3, 4, 100, 10_000):
         noise = _with(tmp_path / "noise.parquet", b"PAR1" + draw.integers(0, 256, size, dtype=np.uint8).tobytes())
         assert salvage(noise, pattern) is None
+
+
+@pytest.mark.parametrize("place", ["inner", ".", "deep/inner"])
+def test_a_copy_inside_its_source_is_refused(tmp_path, place):
+    root = write_six(tmp_path / "data")
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UsageError, match="lies inside"):
+        main(["repair", str(root), str(root / place)])
+    assert sorted(root.rglob("*")) == before

@@ -32,6 +32,7 @@ def command(
     seed: int = 0,
     workers: int | None = None,
     name: str | None = None,
+    robot: str | None = None,
     baselines: tuple[Baseline, ...] = BASELINES,
     videos: int = 3,
 ) -> None:
@@ -45,6 +46,7 @@ def command(
         seed: which scenes; another seed gives an independent figure.
         workers: processes; by default one for each CPU core.
         name: of the directory below RUN/evaluation; by default `final`, or the seed's when that is taken.
+        robot: which robot the policy acts for, where it was trained on several; the first by default.
         baselines: what stands beside the policy.
         videos: how many successes, and how many failures, are drawn.
     """
@@ -54,7 +56,7 @@ def command(
             f"{directory / RUN_FILE}: this run has no world to be judged in (world is null): its offline errors are in offline.json"
         )
     root = directory / "evaluation"
-    chosen = name or name_for(root, seed, episodes)
+    chosen = name or name_for(root, seed, episodes, robot)
     if Path(chosen).name != chosen or chosen.startswith("."):
         raise UsageError(f"--name {chosen!r} is no plain directory name")
     if videos < 0:
@@ -70,6 +72,7 @@ def command(
         baselines=baselines,
         videos=videos,
         training_seeds=known,
+        robot=robot,
     )
     show(summary if known else {**summary, "notes": [*summary["notes"], SEEDS_UNKNOWN]}, root / chosen)
 

@@ -31,6 +31,7 @@ def command(
     sentence: tyro.conf.Positional[str],
     seed: int | None = None,
     out: Path | None = None,
+    robot: str | None = None,
     window: bool = True,
 ) -> None:
     """Let a policy act on a sentence of your own; writes a GIF, and shows it in a window where there is a display.
@@ -40,6 +41,7 @@ def command(
         sentence: what to do, such as "pick up the blue ball". It must fit exactly one object of the scene.
         seed: which scene; by default the first one that has exactly one such object.
         out: where the GIF goes; by default below RUN/play.
+        robot: which robot the policy acts for, where it was trained on several; the first by default.
         window: show it when there is a display.
     """
     directory, config = open_run(run)
@@ -47,7 +49,7 @@ def command(
         raise UsageError(f"{directory / RUN_FILE}: this run has no world to play in (world is null)")
     if seed is not None and seed < 0:
         raise UsageError(f"--seed {seed}: a seed is 0 or more")
-    agent = load(run)
+    agent = load(run, robot=robot)
     world = config.world.build()
     agent.check(world.embodiment)
     chosen = find_scene(world, sentence) if seed is None else seed

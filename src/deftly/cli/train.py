@@ -122,6 +122,7 @@ def plain_words(box: str) -> str:
     """One line out of the framed error that tyro prints: its first sentences, without frame, colours and web addresses."""
     text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+|https?://\S+|For further information visit|For full helptext.*", " ", box)
     words = " ".join(text.split()).removeprefix("Parsing error ").strip()
+    words = re.sub(r"^(Unrecognized options):? (?=\1)", "", words)  # the frame's title says it once more
     return words if len(words) <= 300 else words[:297] + "..."
 
 

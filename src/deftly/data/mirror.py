@@ -86,7 +86,8 @@ def mirror_by_names(robot: Embodiment, lateral: Sequence[str]) -> Mirror:
     for pattern in lateral:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.3)
-            raise UsageError(f"{pattern!r} fits no dimension of {robot.name!r}; {f'did you mean {near[0]!r}?' if near else 'it has none'}")
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(dict.fromkeys(names))}"
+            raise UsageError(f"{pattern!r} fits no dimension of {robot.name!r}; {hint}")
     order = {label: [_partner(name, part, label) for name in part] for label, part in _parts(robot).items()}
     sign = {
         label: [-1 if any(fnmatch.fnmatchcase(name, pattern) for pattern in lateral) else 1 for name in part]

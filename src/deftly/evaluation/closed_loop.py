@@ -48,7 +48,10 @@ class JudgedAgent(Actor, Protocol):
     def check(self, embodiment: Embodiment) -> None: ...
 
 
-Load = Callable[[Path], JudgedAgent]
+class Load(Protocol):
+    """`deftly.agent.load`; `robot` is given where the policy acts for several."""
+
+    def __call__(self, path: Path, /, *, robot: str = ...) -> JudgedAgent: ...
 
 
 class Job(NamedTuple):
@@ -71,6 +74,10 @@ class Task:
     plan: Plan
     load: Load
 
+    def agent(self) -> JudgedAgent:
+        """The policy, acting for the plan's robot."""
+        return self.load(self.policy) if self.plan.robot is None else self.load(self.policy, robot=self.plan.robot)
+
 
 def evaluate(
     policy: Path,
@@ -83,6 +90,7 @@ def evaluate(
     baselines: tuple[str, ...] = BASELINES,
     videos: int = 3,
     training_seeds: frozenset[int] = frozenset(),
+    robot: str | None = None,
     load: Load = agents.load,
 ) -> dict[str, Any]:
     """Measure a policy and return the summary.
@@ -92,6 +100,7 @@ def evaluate(
         directory: where plan, episodes, summary and videos go. One that already holds this evaluation is continued.
         workers: processes; 0 plays in this one; None takes one for each CPU core.
         videos: how many of the first successes, and of the first failures, are drawn.
+        robot: which of the policy's robots acts; the first by default.
         training_seeds: of the demonstrated scenes, where they are known: no evaluation scene may be among them.
 
     Raises:
@@ -108,13 +117,14 @@ def evaluate(
             "episodes": episodes,
             "seed": seed,
             "baselines": check_baselines(baselines),
+            "robot": robot,
             "versions": versions(),
         },
         where="evaluate",
     )
     plan.check_disjoint(training_seeds)
-    check_fit(load(policy), world, plan)
     task = Task(policy, world, plan, load)
+    check_fit(task.agent(), world, plan)
     count = processes.usable_cores() if workers is None else workers
     with storage.lock(directory / ".lock", wait=False, who="evaluation", remedy="wait for it, or use another --name"):
         write_or_match(plan, directory)
@@ -228,7 +238,7 @@ class Bench:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._agent = task.load(task.policy)
+        self._agent = task.agent()
         self._worlds: dict[bool, World] = {}
 
     def __call__(self, job: Job) -> Episode:

@@ -29,6 +29,8 @@ class Plan(Config):
     episodes: int = pydantic.Field(gt=0)
     seed: int = pydantic.Field(ge=0)
     baselines: tuple[str, ...]
+    robot: str | None = None
+    """Which of the policy's robots acts, where it is not the first."""
     versions: dict[str, str]
 
     def hash(self) -> str:
@@ -85,15 +87,15 @@ def read(directory: Path) -> Plan:
     return Plan.parse(values, str(path))
 
 
-def name_for(root: Path, seed: int, episodes: int) -> str:
+def name_for(root: Path, seed: int, episodes: int, robot: str | None = None) -> str:
     """The name of an evaluation for which none was given: `final` for the first, the seed (and episodes) for others.
 
-    `root` is the run's `evaluation` directory. A name is taken when its plan has another seed or another number of episodes.
+    `root` is the run's `evaluation` directory. A name is taken when its plan has another seed, another number of episodes or another robot.
     """
     for name in ("final", f"seed-{seed}", f"seed-{seed}-episodes-{episodes}"):
         if not (root / name / PLAN).exists():
             return name
         plan = read(root / name)
-        if (plan.seed, plan.episodes) == (seed, episodes):
+        if (plan.seed, plan.episodes, plan.robot) == (seed, episodes, robot):
             return name
     raise UsageError(f"{root}: every automatic name for seed {seed} with {episodes} episodes is taken; give one with --name")
