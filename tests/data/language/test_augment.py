@@ -79,3 +79,21 @@ def test_no_wording_is_slower_or_rougher():
     for sentence in ("throw the ball into the basket", "knock the can over"):
         wordings = [augmenter(sentence, key) for key in range(200)]
         assert not any(word in wording for wording in wordings for word in ("gently", "carefully", "slow", "quick"))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "never"),
+    [
+        ("grab a hold of the mug", ("hold of a hold", "up hold", "up a hold")),
+        ("grab hold of the cup", ("up hold", "of hold")),
+        ("drop off the ball", ("off of",)),
+        ("climb off the box", ("off of",)),
+        ("gently place the cup on the plate", ("carefully",)),
+        ("put the cup carefully on the plate", ("gently",)),
+    ],
+)
+def test_no_wording_trips_over_its_own_words(sentence: str, never: tuple[str, ...]):
+    augmenter = ALWAYS.replace(typos=0, insertions=0.8, phrases=0.8).build()
+    wordings = {augmenter(sentence, key).lower() for key in range(300)}
+    assert not [wording for wording in wordings for words in never if words in wording]
+    assert len({parse(wording) for wording in wordings}) == 1

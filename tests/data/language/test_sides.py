@@ -30,6 +30,14 @@ ASIDE = [
         ("put the leftover rice upright", "put the leftover rice upright"),
         ("place the cup at a right angle, to the right", "place the cup at a right angle, to the left"),
         ("pick up the red cup", "pick up the red cup"),
+        ("wipe the object left on the table", "wipe the object left on the table"),
+        ("pick up what is left in the sink", "pick up what is left in the sink"),
+        ("grab the cup right next to the left plate", "grab the cup right next to the right plate"),
+        ("grab the cup on the left on the table", "grab the cup on the right on the table"),
+        ("pick up the cup to the left behind the box", "pick up the cup to the right behind the box"),
+        ("move the slider left on the panel", "move the slider right on the panel"),
+        ("pick the top left in the box", "pick the top right in the box"),
+        ("turn left at the door", "turn right at the door"),
     ],
 )
 def test_sides_are_exchanged_and_nothing_else(text: str, mirrored: str):

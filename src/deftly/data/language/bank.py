@@ -118,7 +118,7 @@ _SINGLE = """
 _PARTICLES = """
     put:away,back take:out,off,away,apart plug:in pull:out,up,down,open push:in,down,up pour:out knock:over,down tip:over
     clean:up tidy:up stack:up hang:up fold:up roll:up bring:back move:back place:back slide:out,in,open,closed push:open,closed
-    throw:away screw:on,in line:up hand:over give:back take:down wipe:down,off,up fill:up open:up wrap:up set:up close:up
+    throw:away screw:on,in line:up hand:over give:back take:down drop:off wipe:down,off,up fill:up open:up wrap:up set:up close:up
 """
 
 
@@ -147,7 +147,12 @@ BANK = Bank(
         "release": ("release", "let go of"),
         "go": ("go", "navigate"),
     },
-    read_verbs={"pick": ("pick",), "turn": ("rotate",), "go": ("drive",)},
+    read_verbs={
+        "pick": ("pick", "grab hold of", "grab a hold of", "get a hold of"),
+        "grasp": ("take hold of",),
+        "turn": ("rotate",),
+        "go": ("drive",),
+    },
     nouns=(
         ("cup", "mug"),
         ("cups", "mugs"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from deftly.data.language.bank import OBJECT, Bank
 
 
-def _listed(text: str) -> frozenset[str]:
+def listed(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
@@ -22,18 +22,18 @@ def _phrases(text: str) -> tuple[tuple[str, ...], ...]:
 
 ARTICLES = frozenset({"a", "an", "the"})
 # They stand where an article would, and say which or how many: never left out.
-DETERMINERS = _listed("all both each every another other any some this that these those your my its his her their")
-NUMBERS = _listed("one two three four five six seven eight nine ten")
-PRONOUNS = _listed("it them this that these those one ones everything something itself")
-POSITIONS = _listed("left right top bottom upper lower middle center centre central front back rear leftmost rightmost")
-COLOURS = _listed("""
+DETERMINERS = listed("all both each every another other any some this that these those your my its his her their")
+NUMBERS = listed("one two three four five six seven eight nine ten")
+PRONOUNS = listed("it them this that these those one ones everything something itself")
+POSITIONS = listed("left right top bottom upper lower middle center centre central front back rear leftmost rightmost")
+COLOURS = listed("""
     red blue green yellow orange purple pink white black gray grey brown beige cyan magenta silver gold golden violet turquoise teal
     navy maroon tan
     """)
 ATTRIBUTES = (
     POSITIONS
     | COLOURS
-    | _listed("""
+    | listed("""
     big bigger biggest bright cardboard ceramic circular clean clear closed closest cold colored coloured cooked cotton curved
     cylindrical dark deep different dirty dry empty farthest first flat fourth fresh full furthest glass half hard heavy hexagonal
     high horizontal hot huge large larger largest last leather light little long low medium metal metallic narrow nearest new next old
@@ -43,7 +43,7 @@ ATTRIBUTES = (
     """)
 )
 # Where something goes or how it ends up, without a noun.
-DIRECTIONS = _listed("""
+DIRECTIONS = listed("""
     up down forward forwards backward backwards upward upwards downward downwards inward inwards outward outwards sideways upright
     vertically horizontally diagonally clockwise counterclockwise anticlockwise counter-clockwise anti-clockwise leftward leftwards
     rightward rightwards open closed shut over away back out in off on apart together around aside inside outside straight halfway
@@ -52,9 +52,9 @@ DIRECTIONS = _listed("""
 DIRECTION_PHRASES = _phrases("""
     upside down, right side up, all the way, counter clockwise, anti clockwise, a bit, a little, in half
     """)
-UNITS = _listed("degree degrees cm centimeter centimeters mm inch inches meter meters times percent seconds steps turns")
+UNITS = listed("degree degrees cm centimeter centimeters mm inch inches meter meters times percent seconds steps turns")
 # Single prepositions; those of several words are below. A bank adds its own.
-PREPOSITIONS = _listed("""
+PREPOSITIONS = listed("""
     on onto in into inside within to toward towards from off of at by near beside behind under underneath beneath below above over
     around through across along against between among with using via for past onto upon outside beyond as like
     """)
@@ -74,17 +74,17 @@ LINKS = _phrases("and then, and also, after that, and finally, and, then, next, 
 PURPOSE = _phrases("in order to, so as to, to")
 RELATIVES = _phrases("that is, that are, which is, which are, that's, located")
 # A sentence with one of these says something that the grammar does not understand.
-REFUSED = _listed("""
+REFUSED = listed("""
     not no never don't dont doesn't without if unless until while before after when because but except instead than how what where why who
     should must is are was were be been do does did am i we you he she they can't cannot won't so
     """)
 # Verbs that are nouns just as well: behind "and" they need something that only a verb is followed by.
-DOUBLE = _listed("""
+DOUBLE = listed("""
     balance bend brush clean clear cover cut dial drop dry dump dunk dust empty exchange file fill fold grip hammer hang hit hold hook
     kick level lock mix mop mount pass play plug point press release roll scoop screw set shake slice slide sort spin spray spread
     stack store strike swap switch tap tie tip toss touch turn use wash wipe wrap zip
     """)
-NOUNS = _listed("""
+NOUNS = listed("""
     alphabet antenna apple apricot apron arm aubergine avocado bag bagel ball banana bar barrel basil basin basket basketball bat bath
     battery beaker bean bear beater bed bell belt bench berry bib bike bin bird biscuit blanket blender block board boat bolt book
     bookcase bookshelf boot bottle bottom bowl box bracelet bread brick broccoli broom brush bubble bucket bulb bun burger burner bus

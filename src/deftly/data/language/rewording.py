@@ -123,7 +123,8 @@ class Options:
         now = " ".join(reading.tokens[i].lower() for i in places)
         group = self.relations.get(now, ())
         leads = clause.meaning in PLACING and number == 0 and reading.words[things[0].nouns[-1]] not in SIDES
-        if not group or (group[0] in GOALS and not leads):
+        is_particle = group[:1] == ("off",) and not clause.things  # "hop off the box" may be one, "drop it off the box" is none
+        if not group or is_particle or (group[0] in GOALS and not leads):
             return Choice(True, ())
         return Choice(True, tuple(_replaced(places, phrase) for phrase in group if phrase != now))
 
@@ -143,7 +144,8 @@ class Options:
         """The bank's words that this sentence has not got and that do not deny what it asks for."""
         is_rough = any(clause.meaning in ROUGH for clause in reading.clauses)
         there = " ".join((*draft.before, *reading.tokens)).lower().split()
-        return [word for word in self.bank.insertions if word not in there and not (is_rough and word in GENTLE)]
+        is_told_how = is_rough or bool(GENTLE.intersection(there))  # never "gently carefully"
+        return [word for word in self.bank.insertions if word not in there and not (is_told_how and word in GENTLE)]
 
     def deletable(self, reading: Reading) -> list[list[int]]:
         """Groups of tokens that ask for nothing: each may go, whole."""

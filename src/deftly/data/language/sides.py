@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from deftly.data.language.bank import BANK
+from deftly.data.language.lexicon import ARTICLES, DETERMINERS, DIRECTIONS, NUMBERS, POSITIONS, PREPOSITIONS, UNITS, listed
 
 # Where the word is not a side. Whole words only, so that upright, leftover and copyright stay.
 _FIXED = (
@@ -21,6 +22,20 @@ _FIXED = (
     "right there",
     "left over",
 )
+# "The cup left on the table" was left there, and "right on the table" is exactly there: no sides, unless something is to go that way.
+_PLACE = re.compile(r"(\w+) (?:left|right)(?= (?:on|in|at|inside|under|underneath|beneath|behind|over|out|there|next to|beside|near)\b)")
+_MOVING = listed(
+    """
+    move push pull slide turn rotate shift nudge drag swing tilt lean bend point face steer go drive navigate walk look reach put place set
+    lay drop return insert throw toss roll twist flip kick knock
+    """
+)
+_BEFORE_SIDE = (
+    ARTICLES | DETERMINERS | POSITIONS | DIRECTIONS | PREPOSITIONS | UNITS | NUMBERS | {"and", "or", "more", "further", "bit"}
+) - {
+    "this",
+    "that",
+}
 _SPELLINGS = {"anticlockwise": "counterclockwise", "anti-clockwise": "counterclockwise", "counter-clockwise": "counterclockwise"}
 
 
@@ -33,9 +48,21 @@ def mirror_words(text: str, sides: Sequence[tuple[str, str]] = BANK.sides) -> st
     for spelling, word in _SPELLINGS.items():
         if word in other:
             other.setdefault(spelling, other[word])
+    kept = [match.span() for match in _PLACE.finditer(text.lower()) if _is_no_side(text.lower(), match)]
     words = sorted((*_FIXED, *other), key=len, reverse=True)
     pattern = r"\b(?:" + "|".join(re.escape(word) for word in words) + r")\b"
-    return re.sub(pattern, lambda match: _cased(other.get(match[0].lower(), match[0]), match[0]), text, flags=re.IGNORECASE)
+
+    def exchanged(match: re.Match[str]) -> str:
+        if any(first <= match.start() < end for first, end in kept):
+            return match[0]
+        return _cased(other.get(match[0].lower(), match[0]), match[0])
+
+    return re.sub(pattern, exchanged, text, flags=re.IGNORECASE)
+
+
+def _is_no_side(text: str, match: re.Match[str]) -> bool:
+    """Whether "NOUN left on ..." says where something is: nothing before it goes anywhere."""
+    return match[1] not in _BEFORE_SIDE | _MOVING and not _MOVING.intersection(text[: match.start()].split())
 
 
 def _cased(word: str, like: str) -> str:
