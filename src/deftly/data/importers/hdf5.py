@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,15 @@ def import_hdf5(
     episodes = [(file, name) for file in files for name in file.episodes]
     if not episodes:
         raise DataError(f"{source}: holds no demonstrations (data/demo_N with actions and obs)")
-    first, name = episodes[0]
-    layout = _Layout.of(first, name, state)
+    first = files[0]
+    layout, left_out = common_layout(episodes, state)
     rate = rate_hz or first.rate_hz
     if rate is None:
         raise UsageError(f"{first.path}: does not say its control_freq; give the rate, as in --fps 20")
     others = [file.path for file in files if file.rate_hz != first.rate_hz]
     if others and rate_hz is None:
         raise DataError(f"{others[0]}: its control_freq is not that of {first.path}; import them apart")
-    report = ImportReport(source="hdf5", left_out=layout.left_out)
+    report = ImportReport(source="hdf5", left_out=left_out)
     kinds: dict[str, Storage] = {
         camera.name: "image" if images == "image" or camera.height % 2 or camera.width % 2 else "video" for camera in layout.cameras
     }
@@ -235,7 +236,7 @@ def _splits(file: h5py.File, where: str) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which observation becomes what, by the first episode; every other one must have the same."""
+    """Which observation becomes what, in one episode."""
 
     cameras: tuple[Camera, ...]
     camera_keys: dict[str, str]  # camera -> observation
@@ -245,17 +246,18 @@ class _Layout:
     extra_keys: dict[str, str]  # new feature -> path in the episode
     left_out: list[str]
 
+    @property
+    def taken(self) -> set[str]:
+        """Paths in the episode of what is taken over."""
+        return {f"obs/{key}" for key in (*self.camera_keys.values(), *self.state)} | set(self.extra_keys.values())
+
     @classmethod
     def of(cls, file: _File, name: str, state: tuple[str, ...]) -> _Layout:
         where = f"{file.path}: {name}"
         with file.open() as opened:
-            episode = _group(_group(opened, "data", where), name, where)
-            observations = _group(episode, "obs", where)
-            shapes = {key: _shape(_item(observations, key, where), f"{where}: obs/{key}") for key in _names(observations, where)}
-            steps = {key: _shape(_item(episode, key, where), f"{where}: {key}") for key in _names(episode, where) if key != "obs"}
-        action = steps.get("actions")
-        if action is None or len(action) != 2:
-            raise DataError(f"{where}: has no actions [T a]; it has {', '.join(sorted(steps)) or 'nothing'}")
+            _, _, shapes, steps = _episode(opened, name, where)
+        action = steps["actions"]
+        assert action
         images = {k: s for k, s in shapes.items() if s and len(s) == 4 and s[3] == 3 and max(s[1:3]) <= MAX_SIDE}
         cameras = {camera_name(key): key for key in images}
         sizes = {key: shape[1] if len(shape) == 2 else 1 for key, shape in shapes.items() if shape and len(shape) in (1, 2)}
@@ -289,8 +291,7 @@ class _Layout:
 
     def read(self, file: _File, name: str, kinds: dict[str, Storage], where: str) -> EpisodeData:
         with file.open() as opened:
-            episode = _group(_group(opened, "data", where), name, where)
-            observations = _group(episode, "obs", where)
+            episode, observations, _, _ = _episode(opened, name, where)
             action = _array(episode, "actions", where)
             length = len(action)
             claimed = _attribute(episode.attrs, "num_samples", where)
@@ -320,7 +321,45 @@ class _Layout:
         values = _array(group, key, where)
         if values.shape != (length, size) and not (size == 1 and values.shape == (length,)):
             raise DataError(f"{where}: {key} has shape {list(values.shape)}, expected {[length, size]}")
-        return values.reshape(length, size).astype(np.float32)
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, which the writer refuses
+            return values.reshape(length, size).astype(np.float32)
+
+
+Shapes = dict[str, tuple[int, ...] | None]
+
+
+def _episode(file: h5py.File, name: str, where: str) -> tuple[h5py.Group, h5py.Group, Shapes, Shapes]:
+    """An episode, its observations, and the shapes of these and of what else it has per step, actions [T a] among it."""
+    episode = _group(_group(file, "data", where), name, where)
+    observations = _group(episode, "obs", where)
+    shapes = {key: _shape(_item(observations, key, where), f"{where}: obs/{key}") for key in _names(observations, where)}
+    steps = {key: _shape(_item(episode, key, where), f"{where}: {key}") for key in _names(episode, where) if key != "obs"}
+    if len(steps.get("actions") or ()) != 2:
+        raise DataError(f"{where}: has no actions [T a]; it has {', '.join(sorted(steps)) or 'nothing'}")
+    return episode, observations, shapes, steps
+
+
+def common_layout(episodes: list[tuple[_File, str]], state: tuple[str, ...]) -> tuple[_Layout, list[str]]:
+    """The layout that most episodes have (the first of them, where as many have another), and what is not taken over, by name.
+
+    An episode that lacks something of it is broken; what only some others have is left out, and named with their number.
+    """
+    layouts: list[_Layout] = []
+    problem: UsageError | None = None
+    for file, name in episodes:
+        try:
+            layouts.append(_Layout.of(file, name, state))
+        except UsageError as error:
+            problem = problem or error
+    if not layouts:
+        raise problem or DataError("no episodes")
+    kinds = [
+        repr((item.cameras, item.camera_keys, item.state, {key: item.sizes[key] for key in item.state}, item.extra)) for item in layouts
+    ]
+    chosen = layouts[kinds.index(Counter(kinds).most_common(1)[0][0])]
+    counts = Counter(path for item in layouts for path in item.taken - chosen.taken)
+    some = [f"{path} (in {count} of {len(episodes)} episodes)" for path, count in sorted(counts.items()) if path not in chosen.left_out]
+    return chosen, chosen.left_out + some
 
 
 def camera_name(key: str) -> str:
