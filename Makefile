@@ -53,7 +53,7 @@ check: setup
 	$(BIN)/pytest -n 0 tests/test_layers.py tests/test_bans.py
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m "not slow" --timeout 300
 
 proof: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m slow --durations=10

@@ -38,6 +38,7 @@ ASIDE = [
         ("move the slider left on the panel", "move the slider right on the panel"),
         ("pick the top left in the box", "pick the top right in the box"),
         ("turn left at the door", "turn right at the door"),
+        ("the cup, left on the table", "the cup, right on the table"),
     ],
 )
 def test_sides_are_exchanged_and_nothing_else(text: str, mirrored: str):

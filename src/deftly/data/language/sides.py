@@ -23,7 +23,11 @@ _FIXED = (
     "left over",
 )
 # "The cup left on the table" was left there, and "right on the table" is exactly there: no sides, unless something is to go that way.
-_PLACE = re.compile(r"(\w+) (?:left|right)(?= (?:on|in|at|inside|under|underneath|beneath|behind|over|out|there|next to|beside|near)\b)")
+# It starts at the side, never at the word before: a search that tries every start of a long word takes the square of its length.
+_PLACE = re.compile(
+    r"(?<= )(?:left|right)(?= (?:on|in|at|inside|under|underneath|beneath|behind|over|out|there|next to|beside|near)\b)", re.IGNORECASE
+)
+_WORD = re.compile(r"\w+")
 _MOVING = listed(
     """
     move push pull slide turn rotate shift nudge drag swing tilt lean bend point face steer go drive navigate walk look reach put place set
@@ -48,21 +52,30 @@ def mirror_words(text: str, sides: Sequence[tuple[str, str]] = BANK.sides) -> st
     for spelling, word in _SPELLINGS.items():
         if word in other:
             other.setdefault(spelling, other[word])
-    kept = [match.span() for match in _PLACE.finditer(text.lower()) if _is_no_side(text.lower(), match)]
+    kept = _places(text)
     words = sorted((*_FIXED, *other), key=len, reverse=True)
     pattern = r"\b(?:" + "|".join(re.escape(word) for word in words) + r")\b"
 
     def exchanged(match: re.Match[str]) -> str:
-        if any(first <= match.start() < end for first, end in kept):
+        if match.start() in kept:
             return match[0]
         return _cased(other.get(match[0].lower(), match[0]), match[0])
 
     return re.sub(pattern, exchanged, text, flags=re.IGNORECASE)
 
 
-def _is_no_side(text: str, match: re.Match[str]) -> bool:
-    """Whether "NOUN left on ..." says where something is: nothing before it goes anywhere."""
-    return match[1] not in _BEFORE_SIDE | _MOVING and not _MOVING.intersection(text[: match.start()].split())
+def _places(text: str) -> set[int]:
+    """Where a left or right starts that only says where something is ("NOUN left on ..."): nothing before it goes anywhere."""
+    candidates = {match.start() for match in _PLACE.finditer(text)}
+    places: set[int] = set()
+    before, end = "", -1
+    for word in _WORD.finditer(text) if candidates else ():
+        if word.start() in candidates and end + 1 == word.start() and before not in _BEFORE_SIDE:
+            places.add(word.start())
+        before, end = word[0].lower(), word.end()
+        if before in _MOVING:
+            break
+    return places
 
 
 def _cased(word: str, like: str) -> str:
