@@ -23,8 +23,11 @@ from deftly.data.salvage import pattern_for, pattern_of, salvage
 from deftly.data.schema import Feature
 from deftly.data.writer import DatasetWriter
 from deftly.types import DataError, UsageError
+from guards import guards
 from recordings import episode as recorded
 from recordings import write
+from recordings_v2 import LENGTHS, ROWS, VIDEO, write_v21
+from recordings_v2 import lines as write_lines
 from small_data import robot
 
 
@@ -174,8 +177,11 @@ def test_a_dataset_of_which_nothing_is_left_is_refused(root: Path):
 
 
 def test_nothing_is_overwritten(root: Path):
+    (root.parent / "mended").mkdir()
+    (root.parent / "mended/mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
-        repair(root, root)
+        repair(root, root.parent / "mended")
+    assert (root.parent / "mended/mine.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("share", [0.999, 0.9, 0.75, 0.5, 0.25, 0.1, 0.01])
@@ -217,10 +223,105 @@ def test_noise_is_not_salvaged(tmp_path: Path):
         assert salvage(noise, pattern) is None
 
 
-@pytest.mark.parametrize("place", ["inner", ".", "deep/inner"])
-def test_a_copy_inside_its_source_is_refused(tmp_path, place):
-    root = write_six(tmp_path / "data")
+@guards("data.repair.inside")
+@pytest.mark.parametrize("from_python", [True, False])
+@pytest.mark.parametrize(("place", "message"), [("inner", "lies inside"), (".", "is the source itself"), ("deep/../inner", "lies inside")])
+def test_a_copy_inside_its_source_is_refused(root: Path, place: str, message: str, from_python: bool):
     before = sorted(root.rglob("*"))
-    with pytest.raises(UsageError, match="lies inside"):
-        main(["repair", str(root), str(root / place)])
+    with pytest.raises(UsageError, match=message) as caught:
+        repair(root, root / place) if from_python else main(["repair", str(root), str(root / place)])
+    assert "\n" not in str(caught.value)
     assert sorted(root.rglob("*")) == before
+
+
+def test_a_further_column_that_one_file_lacks_costs_no_episode(root: Path):
+    edit(root / data(2), lambda table: table.drop_columns("note"))
+    report = repair(root, root.parent / "mended")
+    assert report.lines() == ["6 episodes, 72 frames in the mended copy", f"left out the feature note: {data(2)} has no such column"]
+    copy, source = Dataset.open(root.parent / "mended"), Dataset.open(root)
+    assert np.array_equal(copy.action, source.action)
+    assert "note" not in copy.features
+
+
+def edit_rate(root: Path, rate_hz: float) -> None:
+    ours = storage.read_json(root / "meta/deftly.json")
+    ours["embodiment"]["rate_hz"] = rate_hz
+    storage.write_json(root / "meta/deftly.json", ours)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda root: edit_info(root, fps=30), "meta/info.json: fps is 10, as the timestamps run, not 30"),
+        (lambda root: edit_rate(root, 30.0), "meta/deftly.json: rate_hz is 10, as the timestamps run, not 30"),
+    ],
+)
+def test_of_two_rates_the_one_of_the_timestamps_stands(root: Path, original: Path, damage: Callable[[Path], None], said: str):
+    damage(root)
+    assert said in mended(root, ALL, original)
+    assert Dataset.open(root.parent / "mended").embodiment == Dataset.open(original).embodiment
+
+
+@guards("data.repair.rate")
+def test_two_rates_of_which_neither_is_that_of_the_timestamps_are_refused(root: Path):
+    edit_info(root, fps=30)
+    edit_rate(root, 20.0)
+    with pytest.raises(DataError, match=r"info\.json says 30 .*deftly\.json 20, the timestamps run at 10; correct") as caught:
+        repair(root, root.parent / "mended")
+    assert str(caught.value).startswith(f"{root}: ")
+    assert sorted(path.name for path in root.parent.iterdir()) == ["data"]
+
+
+def gaps_in_v21(root: Path, numbers: tuple[int, ...] = (1, 3, 7)) -> Path:
+    """Three episodes of v2.1 under these numbers, and files of an episode 0 that meta/ does not list."""
+    write_v21(root)
+    for number, new in reversed(list(enumerate(numbers))):
+        edit(root / ROWS.format(number // 2, number), lambda table, new=new: set_column(table, "episode_index", [new] * table.num_rows))
+        for name in (ROWS, VIDEO):
+            target = root / name.format(new // 2, new)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(root / name.format(number // 2, number), target)
+    for name in (ROWS, VIDEO):
+        (root / name.format(0, 0)).write_bytes(b"of an episode that was removed")
+    write_lines(root / "meta/episodes.jsonl", [{"episode_index": n, "length": LENGTHS[i], "hand": f"p{n}"} for i, n in enumerate(numbers)])
+    return root
+
+
+def test_gaps_in_the_numbers_of_v21_are_closed(tmp_path: Path):
+    root = gaps_in_v21(tmp_path / "src")
+    before = {path: storage.sha256(path) for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="without gaps"):
+        Dataset.open(root)
+    report = repair(root, tmp_path / "mended")
+    assert {path: storage.sha256(path) for path in root.rglob("*") if path.is_file()} == before
+    assert report.lines() == ["3 episodes, 13 frames in the mended copy", "episodes renumbered 0..2, they were 1..7 with gaps"]
+    copy = Dataset.open(tmp_path / "mended")
+    assert check(copy.root, CheckConfig(full=True)).refusal is None
+    assert copy.extra("hand") == ["p1", "p3", "p7"]
+    whole = Dataset.open(write_v21(tmp_path / "whole"))
+    assert np.array_equal(copy.action, whole.action)
+    assert copy.texts("note") == whole.texts("note")
+    for number in range(3):
+        assert np.array_equal(copy.frames(number, "head"), whole.frames(number, "head"))
+        assert np.array_equal(copy.frames(number, "wrist"), whole.frames(number, "wrist"))
+
+
+def test_what_is_left_out_of_a_renumbered_dataset_is_named_as_its_source_names_it(tmp_path: Path):
+    root = gaps_in_v21(tmp_path / "src")
+    (root / ROWS.format(1, 3)).unlink()
+    cut(root / ROWS.format(3, 7), 0.97)
+    report = repair(root, tmp_path / "mended")
+    assert report.dropped == {3: "missing"}
+    assert f"{ROWS.format(3, 7)}: 3 rows salvaged from a table without its end" in report.mended
+    copy = Dataset.open(tmp_path / "mended")
+    assert (copy.episode_length.tolist(), copy.extra("hand")) == ([4, 3], ["p1", "p7"])
+    about = storage.read_json(tmp_path / "mended/meta/deftly.json")
+    assert list(about["repair"]["dropped"]) == ["3"]
+
+
+def test_what_v21_calls_no_number_is_refused_in_one_line(tmp_path: Path):
+    root = write_v21(tmp_path / "src")
+    write_lines(root / "meta/episodes.jsonl", [{"episode_index": "0", "length": "4"}, {"length": None}])
+    with pytest.raises(DataError, match="needs a new episode_index") as caught:
+        repair(root, tmp_path / "mended")
+    assert str(caught.value).startswith(f"{root}/meta/episodes.jsonl")

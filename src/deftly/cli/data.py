@@ -212,8 +212,6 @@ def repair(source: Annotated[Path, tyro.conf.Positional], target: Annotated[Path
     """
     from deftly.data.repair import repair as mend
 
-    if target.resolve().is_relative_to(source.resolve()):
-        raise UsageError(f"{target}: lies inside {source}, which is only read; choose a folder beside it")
     print(f"{target}: " + "\n  ".join(mend(source, target).lines()))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +17,25 @@ import pyarrow.parquet as pq
 from deftly import storage
 from deftly.data import tables_v2
 from deftly.data.files import PARQUET
-from deftly.data.schema import EPISODES_PATH, INFO_PATH, TASKS_PATH, VERSION
-from deftly.data.tables import read_table
+from deftly.data.schema import EPISODES_PATH, INFO_PATH, OURS_PATH, TASKS_PATH, VERSION, fill_path, read_info
+from deftly.data.tables import read_table, to_numpy
 from deftly.types import DataError
 
 RANGE = ("length", "dataset_from_index", "dataset_to_index")
 COUNTS = ("total_episodes", "total_frames", "total_tasks")
+MAX_RATE = 10_000
+RATE_TOLERANCE = 0.01  # relative, as the check allows
 
 
-def mended_metadata(source: Path, copy: Path) -> list[str]:
+@dataclass(frozen=True)
+class Mended:
+    """What was mended, and the numbers that the episodes had in the source; None where they keep theirs."""
+
+    lines: list[str]
+    numbers: list[int] | None = None
+
+
+def mended_metadata(source: Path, copy: Path) -> Mended:
     """Fill `copy` with the dataset of `source`, meta/ mended, everything else as links; returns what was mended."""
     if not (source / INFO_PATH).is_file():
         raise DataError(f"{source}: holds no {INFO_PATH}, so it is not a LeRobot dataset")
@@ -33,20 +45,27 @@ def mended_metadata(source: Path, copy: Path) -> list[str]:
     for name in ("data", "videos"):
         _link(source / name, copy / name)
     shutil.copytree(source / "meta", copy / "meta", symlinks=True)
-    if info.get("codebase_version") == VERSION:
-        mended, _ = _mend_episodes(copy)
-        contradictions, lengths = _mend_lengths(copy)
+    mended: list[str] = []
+    numbers: list[int] | None = None
+    if is_v3 := info.get("codebase_version") == VERSION:
+        mended, numbers = _mend_episodes(copy)
+        contradictions, lengths = _mend_lengths(copy, numbers)
         mended += contradictions
         tasks = read_table(copy / TASKS_PATH).num_rows
     else:
-        mended, lengths = [], [line.get("length", 0) for line in storage.read_lines(copy / tables_v2.EPISODES)]
-        tasks = len(list(storage.read_lines(copy / tables_v2.TASKS)))
+        lines = tables_v2.lines(copy / tables_v2.EPISODES)
+        lengths = [line["length"] for line in lines if tables_v2.is_count(line.get("length"))]
+        tasks = len(tables_v2.lines(copy / tables_v2.TASKS))
     for name, found in zip(COUNTS, (len(lengths), sum(lengths), tasks), strict=True):
         if info.get(name) != found:
             mended.append(f"{INFO_PATH}: {name} is {found}, not {info.get(name)!r}")
             info[name] = found
+    mended += _mend_rate(copy, info)
     storage.write_text(copy / INFO_PATH, json.dumps(info, indent=4, ensure_ascii=False))
-    return mended
+    if not is_v3:
+        closed, numbers = _mend_episodes_v2(copy)
+        mended = closed + mended
+    return Mended(mended, numbers)
 
 
 def _link(source: Path, copy: Path) -> None:
@@ -64,16 +83,72 @@ def _link(source: Path, copy: Path) -> None:
                 shutil.copyfile(path, target / name)
 
 
-def _mend_episodes(copy: Path) -> tuple[list[str], list[int]]:
-    """Close gaps in the episode numbers, in meta/episodes and in the rows; returns what was mended and the lengths."""
+def _mend_rate(copy: Path, info: dict[str, Any]) -> list[str]:
+    """Where info.json and deftly.json name different rates, the one that the timestamps run at stands; changes `info`, not its file."""
+    path = storage.inside(copy, OURS_PATH)
+    ours = storage.read_json(path) if path.is_file() else None
+    embodiment = ours.get("embodiment") if isinstance(ours, dict) else None
+    if not isinstance(embodiment, dict):
+        return []
+    said, other = info.get("fps"), embodiment.get("rate_hz")
+    if not (_is_rate(said) and _is_rate(other)) or said == other:
+        return []
+    measured = _measured_rate(copy)
+    contradiction = f"{INFO_PATH} says {said:g} frames per second, {OURS_PATH} {other:g}"
+    right = [rate for rate in (said, other) if measured is not None and abs(measured / rate - 1) <= RATE_TOLERANCE]
+    if len(right) != 1:  # guard: data.repair.rate
+        found = "no timestamps say which is right" if measured is None else f"the timestamps run at {measured:.4g}"
+        raise DataError(f"{copy}: {contradiction}, {found}; correct the wrong one, then repair")
+    if right[0] == said:
+        embodiment["rate_hz"] = said
+        storage.write_json(path, ours)
+        return [f"{OURS_PATH}: rate_hz is {said:g}, as the timestamps run, not {other:g}"]
+    info["fps"] = int(other) if other == int(other) else other
+    return [f"{INFO_PATH}: fps is {other:g}, as the timestamps run, not {said:g}"]
+
+
+def _is_rate(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_RATE
+
+
+def _measured_rate(copy: Path) -> float | None:
+    """Rows per second between neighbours, the median over the tables that can be read; None where there are none."""
+    steps = []
+    for path in sorted((copy / "data").rglob("*.parquet")):
+        try:
+            table = read_table(path, ["frame_index", "timestamp"])
+            frame, time = (to_numpy(table.column(name), f"{path.name}: {name}").reshape(-1) for name in table.column_names)
+        except DataError:
+            continue  # it cannot be a witness
+        found = np.diff(time.astype(np.float64))[np.diff(frame) == 1]
+        steps += [float(np.median(found))] if len(found) else []
+    step = float(np.median(steps)) if steps else 0.0
+    return 1 / step if step > 0 else None
+
+
+def _episode_tables(copy: Path) -> tuple[dict[Path, pa.Table], dict[str, np.ndarray]]:
+    """meta/episodes file by file, and its whole numbers, int64 [E]: the episodes and their ranges of rows."""
     folder = copy / EPISODES_PATH.split("/chunk")[0]
-    tables = {path: read_table(path) for path in sorted(folder.glob("chunk-*/file-*.parquet"))}
-    if not tables:
+    paths = sorted(folder.glob("chunk-*/file-*.parquet"))
+    if not paths:
         raise DataError(f"{folder}: no episode tables")
-    numbers = np.concatenate([table.column("episode_index").to_numpy() for table in tables.values()])
-    lengths = [int(value) for table in tables.values() for value in table.column("length").to_pylist()]
-    if np.array_equal(np.sort(numbers), np.arange(len(numbers))) or len(np.unique(numbers)) != len(numbers):
-        return [], lengths
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("episode_index", *RANGE)}
+    for path in paths:
+        table = read_table(path, list(parts))
+        for name, part in parts.items():
+            values = to_numpy(table.column(name), f"{path}: {name}")
+            if values.ndim != 1:
+                raise DataError(f"{path}: {name} is not a whole number")
+            part.append(values)
+    return {path: read_table(path) for path in paths}, {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _mend_episodes(copy: Path) -> tuple[list[str], list[int] | None]:
+    """Close gaps in the episode numbers, in meta/episodes and in the rows; returns what was mended and the numbers before."""
+    tables, columns = _episode_tables(copy)
+    numbers = columns["episode_index"]
+    if not _has_gaps(numbers.tolist()):
+        return [], None
     new = {int(number): i for i, number in enumerate(np.sort(numbers))}
     for path, table in tables.items():
         _rewrite(path, table, new)
@@ -81,28 +156,65 @@ def _mend_episodes(copy: Path) -> tuple[list[str], list[int]]:
         try:
             table = read_table(path)
         except DataError:
-            continue  # what cannot be read is left out later
+            continue  # what can be salvaged of it is renumbered then
         _rewrite(path, table, new)
-    return [f"episodes renumbered 0..{len(new) - 1}, they were {min(new)}..{max(new)} with gaps"], lengths
+    return [_renumbered(new)], list(new)
 
 
-def _mend_lengths(copy: Path) -> tuple[list[str], list[int]]:
+def _mend_episodes_v2(copy: Path) -> tuple[list[str], list[int] | None]:
+    """The same for v2.x, where an episode's number also names its files."""
+    lines = tables_v2.lines(copy / tables_v2.EPISODES)
+    numbers = [number for line in lines if tables_v2.is_count(number := line.get("episode_index")) and number < 1 << 62]
+    if len(numbers) != len(lines) or not _has_gaps(numbers):
+        return [], None
+    info = read_info(copy / INFO_PATH, tables_v2.VERSIONS)
+    new = {number: i for i, number in enumerate(sorted(numbers))}
+    templates: list[tuple[str, dict[str, str]]] = [(info.data_path, {})]
+    templates += [(info.video_path or "", {"video_key": key}) for key, item in info.features.items() if item.dtype == "video"]
+    for old, number in new.items():  # ascending, so that what stands in the place of a number has moved away
+        for template, more in templates:
+            source, target = (
+                fill_path(copy, template, {"episode_chunk": n // info.chunks_size, "episode_index": n, **more}, str(copy / INFO_PATH))
+                for n in (old, number)
+            )
+            if source == target:
+                continue
+            target.unlink(missing_ok=True)  # of an episode that meta/ does not know
+            if source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source, target)
+            with contextlib.suppress(DataError):  # missing, or to be salvaged
+                if not more:
+                    _rewrite(target, read_table(target), new)
+    lines = [{**line, "episode_index": new[line["episode_index"]]} for line in lines]
+    storage.write_text(copy / tables_v2.EPISODES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return [_renumbered(new)], list(new)
+
+
+def _has_gaps(numbers: list[int]) -> bool:
+    """Whether every number occurs once, and they are not 0, 1, 2 ..."""
+    return len(set(numbers)) == len(numbers) and sorted(numbers) != list(range(len(numbers)))
+
+
+def _renumbered(new: dict[int, int]) -> str:
+    return f"episodes renumbered 0..{len(new) - 1}, they were {min(new)}..{max(new)} with gaps"
+
+
+def _mend_lengths(copy: Path, before: list[int] | None) -> tuple[list[str], list[int]]:
     """Where an episode's length is not that of its range of rows, count its frames in the data files, and number all ranges anew."""
-    folder = copy / EPISODES_PATH.split("/chunk")[0]
-    tables = {path: read_table(path) for path in sorted(folder.glob("chunk-*/file-*.parquet"))}
-    columns = {name: np.concatenate([table.column(name).to_numpy() for table in tables.values()]) for name in RANGE}
-    length = columns["length"].astype(np.int64)
+    tables, columns = _episode_tables(copy)
+    numbers, length = columns.pop("episode_index"), columns["length"]
     wrong = np.flatnonzero(columns["dataset_to_index"] - columns["dataset_from_index"] != length)
     if not len(wrong):
         return [], length.tolist()
-    numbers = np.concatenate([table.column("episode_index").to_numpy() for table in tables.values()])
     counted = _count_frames(copy)
     mended = []
     for row in wrong.tolist():
+        number = int(numbers[row])
         begin, end = int(columns["dataset_from_index"][row]), int(columns["dataset_to_index"][row])
         said = f"its length was {length[row]}, its rows {begin}..{end}"
-        length[row] = counted.get(int(numbers[row]), int(length[row]))
-        mended.append(f"episode {numbers[row]}: {said}; the data files hold {length[row]} frames")
+        length[row] = counted.get(number, int(length[row]))
+        mended.append(f"episode {before[number] if before else number}: {said}; the data files hold {length[row]} frames")
     end = np.zeros(len(length), np.int64)
     order = np.argsort(numbers, kind="stable")
     end[order] = np.cumsum(length[order])

@@ -2,8 +2,8 @@
 
 Mended: counts in info.json, gaps in the numbering, lengths that contradict each other (`renumber.py`), rows that occur twice, timestamps,
 statistics, number types, tables without their end (`salvage.py`), recordings that were glued into one episode. An episode whose rows stop
-early is kept up to there; a further column with values that no column may have is left out, its episodes are not. The result has passed the
-full check. The source is only read.
+early is kept up to there; a further column that one file lacks, or with values that no column may have, is left out, its episodes are not.
+The result has passed the full check. The source is only read.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from deftly.data.check.stretches import check_stretches
 from deftly.data.cut import cut
 from deftly.data.dataset import Dataset
 from deftly.data.files import arrow_schema
+from deftly.data.parquet import open_parquet
 from deftly.data.renumber import mended_metadata
 from deftly.data.salvage import pattern_for, pattern_of, salvage
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Feature
@@ -74,8 +75,15 @@ class Piece:
 
 
 def repair(source: Path, target: Path) -> RepairReport:
-    """Write a mended copy of `source` to the new folder `target`; a `DataError` when nothing sound is left. Nothing is at `target` then."""
+    """Write a mended copy of `source` to the new folder `target`.
+
+    Raises `UsageError` when `target` exists, or is `source` or lies inside it, `DataError` when nothing sound is left. Nothing is written
+    then.
+    """
     source, target = Path(source), Path(target)
+    if target.resolve().is_relative_to(source.resolve()):  # guard: data.repair.inside
+        place = "is the source itself" if target.resolve() == source.resolve() else f"lies inside {source}"
+        raise UsageError(f"{target}: {place}, which is only read; choose a folder beside it")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target}: exists already; choose another folder, or remove it first")
     work = target.with_name(f".{target.name}.{os.getpid()}.repair")
@@ -86,8 +94,8 @@ def repair(source: Path, target: Path) -> RepairReport:
         dropped = {finding.episode or 0: _reason(finding) for finding in check_stretches(dataset)}  # the copy has lost the traces of it
         left_out: dict[str, str] = {}
         for _ in range(PASSES):
-            copy = _written(dataset, work, dropped, left_out)
-            copy.report.mended[:0] = mended
+            copy = _written(dataset, work, mended.numbers, dropped, left_out)
+            copy.report.mended[:0] = mended.lines
             verdict = check(work / "copy", CheckConfig(full=True, budget=1.0))
             broken = verdict.of("quarantine")
             if not broken:
@@ -96,7 +104,7 @@ def repair(source: Path, target: Path) -> RepairReport:
                 dropped[copy.origin[finding.episode or 0]] = _reason(finding)
         if verdict.refusal is not None or broken:
             raise DataError(f"{source}: cannot be mended: {verdict.refusal or broken[0].line()}")
-        copy.report.dropped |= dropped
+        copy.report.dropped = {copy.number(episode): why for episode, why in (copy.report.dropped | dropped).items()}
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             target.rmdir()
@@ -113,10 +121,10 @@ def _reason(finding: Finding) -> str:
     return dataclasses.replace(finding, episode=None, file=None, remedy="").line()
 
 
-def _written(dataset: Dataset, work: Path, dropped: dict[int, str], left_out: dict[str, str]) -> _Copy:
+def _written(dataset: Dataset, work: Path, numbers: list[int] | None, dropped: dict[int, str], left_out: dict[str, str]) -> _Copy:
     """A copy without some episodes and features; a feature that turns out to be unfit is added to `left_out`."""
     while True:
-        copy = _Copy(dataset, work, dict(dropped), dict(left_out))
+        copy = _Copy(dataset, work, numbers, dict(dropped), dict(left_out))
         try:
             copy.write()
         except _LeaveOut as unfit:
@@ -128,8 +136,9 @@ def _written(dataset: Dataset, work: Path, dropped: dict[int, str], left_out: di
 class _Copy:
     """One attempt at the copy."""
 
-    def __init__(self, dataset: Dataset, work: Path, dropped: dict[int, str], left_out: dict[str, str]) -> None:
-        self.dataset, self.work = dataset, work
+    def __init__(self, dataset: Dataset, work: Path, numbers: list[int] | None, dropped: dict[int, str], left_out: dict[str, str]) -> None:
+        self.dataset, self.work, self.numbers = dataset, work, numbers
+        self.named = dataset.index if numbers is None else dataclasses.replace(dataset.index, source=np.array(numbers, np.int64))
         self.report = RepairReport(dropped=dropped, left_out=left_out)
         self.origin: list[int] = []  # of each episode of the copy
         self.cameras = dataset.info.cameras()
@@ -142,6 +151,10 @@ class _Copy:
         self.plain = [name for name in plain if name in dataset.features]
         self.names = [*self.plain, *self.extra, *(key for key in self.cameras.values() if dataset.features[key].dtype == "image")]
         self.more = {name: dataset.extra(name) for name in dataset.extra_names}
+
+    def number(self, episode: int) -> int:
+        """What the source calls an episode."""
+        return self.named.number(episode)
 
     def write(self) -> None:
         shutil.rmtree(self.work / "copy", ignore_errors=True)
@@ -159,9 +172,12 @@ class _Copy:
                     shutil.rmtree(self.work / "clips", ignore_errors=True)
             if not writer.num_episodes:
                 first = next(iter(self.report.dropped.items()), (0, "it has no episode"))
-                raise DataError(f"{self.dataset.root.parent.name}: nothing sound is left; episode {first[0]}: {first[1]}")
+                raise DataError(f"{self.dataset.root}: nothing sound is left; episode {self.number(first[0])}: {first[1]}")
             self.report.episodes, self.report.frames = writer.num_episodes, writer.num_frames
-            writer.about["repair"] = {"mended": self.report.mended, "dropped": {str(e): why for e, why in self.report.dropped.items()}}
+            writer.about["repair"] = {
+                "mended": self.report.mended,
+                "dropped": {str(self.number(e)): why for e, why in self.report.dropped.items()},
+            }
             writer.finish()
 
     def _pieces(self) -> Iterator[Piece]:
@@ -186,10 +202,10 @@ class _Copy:
         whole = int((frames[once] == np.arange(len(once))).cumprod().sum())
         expected = int(self.dataset.episode_length[episode])
         if len(once) < len(rows):
-            self.report.mended.append(f"episode {episode}: {len(rows) - len(once)} repeated rows left out")
+            self.report.mended.append(f"episode {self.number(episode)}: {len(rows) - len(once)} repeated rows left out")
         whole = min(whole, expected)
         if whole < expected and whole:
-            self.report.mended.append(f"episode {episode}: kept up to frame {whole - 1}, the row of frame {whole} is missing")
+            self.report.mended.append(f"episode {self.number(episode)}: kept up to frame {whole - 1}, the row of frame {whole} is missing")
         if not whole:
             self.report.dropped.setdefault(episode, "holds no frames")
             return
@@ -197,23 +213,38 @@ class _Copy:
         starts = np.flatnonzero((np.diff(time, prepend=0) < 0) & (np.abs(time) <= 0.5 / self.dataset.fps))
         starts = starts[np.append(time, np.inf)[starts + 1] > time[starts]]
         if len(starts):
-            self.report.mended.append(f"episode {episode}: {len(starts) + 1} recordings in it became episodes of their own")
+            self.report.mended.append(f"episode {self.number(episode)}: {len(starts) + 1} recordings in it became episodes of their own")
         elif (np.abs(time - np.arange(whole) / self.dataset.fps) > 1e-3).any():
-            self.report.mended.append(f"episode {episode}: timestamps set to frame / fps")
+            self.report.mended.append(f"episode {self.number(episode)}: timestamps set to frame / fps")
         for first, end in itertools.pairwise([0, *starts.tolist(), whole]):
             yield Piece(episode, first, table.take(once[first:end]))
 
     def _table(self, path: Path, episodes: np.ndarray) -> pa.Table | None:
         """The rows of a file, salvaged where it has lost its end; None, and its episodes dropped, where there are none."""
+        file = self.named.data_path(self.dataset.root, self.dataset.info, int(episodes[0])).relative_to(self.dataset.root)
         try:
+            with open_parquet(path) as parquet:
+                there = parquet.schema_arrow.names
+            self._require_further(there, file)
             return read_table(path, self.names)
         except DataError as error:
             found = salvage(path, self._pattern()) if path.is_file() else None
-            if found is None or not set(self.names) <= set(found.column_names):
+            if found is None or not set(self.names) - set(self.extra) <= set(found.column_names):
                 self._drop(episodes, str(error).removeprefix(f"{path}: "))
                 return None
-            self.report.mended.append(f"{path.relative_to(self.dataset.root)}: {found.num_rows} rows salvaged from a table without its end")
+            self._require_further(found.column_names, file)
+            self.report.mended.append(f"{file}: {found.num_rows} rows salvaged from a table without its end")
+            if self.numbers is not None and (numbers := found.column("episode_index")).null_count == 0:  # nobody could renumber them before
+                new = {number: episode for episode, number in enumerate(self.numbers)}
+                numbers = pa.array([new.get(number, -1) for number in numbers.to_pylist()], pa.int64())
+                found = found.set_column(found.column_names.index("episode_index"), "episode_index", numbers)
             return found.select(self.names)
+
+    def _require_further(self, there: list[str], file: Path) -> None:
+        """`_LeaveOut` for a further column that a file lacks: the copy would lack it for these episodes, and a column is for all."""
+        missing = [name for name in self.extra if name not in there]
+        if missing:
+            raise _LeaveOut(missing[0], f"{file} has no such column")
 
     def _pattern(self) -> Struct | None:
         """What the end of a table of this dataset looks like: of a whole one, or as our writer would write it."""
@@ -228,7 +259,7 @@ class _Copy:
 
     def _episode(self, piece: Piece) -> EpisodeData:
         dataset, length = self.dataset, piece.table.num_rows
-        where = f"episode {piece.episode}"
+        where = f"episode {self.number(piece.episode)}"
         columns = {name: to_numpy(piece.table.column(name), f"{where}: {name}").reshape(length, -1) for name in self.plain}
         task = columns["task_index"].reshape(-1)
         if ((task < 0) | (task >= len(dataset.tasks))).any():

@@ -28,7 +28,7 @@ class EpisodeLines:
         """One value per episode of the folder; None where there is none."""
         values: list[Any] = [None] * self.num_episodes
         if name in self.names:
-            for line in _lines(self.paths[0]):
+            for line in lines(self.paths[0]):
                 values[line["episode_index"]] = line.get(name)
         return values
 
@@ -37,9 +37,9 @@ def read_tasks(root: Path) -> tuple[str, ...]:
     """The task strings in order of task_index."""
     path = storage.inside(root, TASKS)
     tasks: dict[int, str] = {}
-    for line in _lines(path):
+    for line in lines(path):
         index, text = line.get("task_index"), line.get("task")
-        if not _is_count(index) or not isinstance(text, str) or index in tasks:
+        if not is_count(index) or not isinstance(text, str) or index in tasks:
             raise DataError(f"{path}: needs a new task_index (number) and task (text) in each line, found {str(line)[:80]}")
         tasks[index] = text
     if sorted(tasks) != list(range(len(tasks))):
@@ -52,9 +52,9 @@ def read_episodes(root: Path, info: Info) -> tuple[EpisodeIndex, EpisodeLines]:
     path = storage.inside(root, EPISODES)
     lengths: dict[int, int] = {}
     names: dict[str, None] = {}
-    for line in _lines(path):
+    for line in lines(path):
         index, length = line.get("episode_index"), line.get("length")
-        if not _is_count(index) or not _is_count(length) or length > MAX_FRAMES or index in lengths:
+        if not is_count(index) or not is_count(length) or length > MAX_FRAMES or index in lengths:
             raise DataError(f"{path}: needs a new episode_index and a length in each line, found {str(line)[:80]}")
         lengths[index] = length
         names |= dict.fromkeys(name for name in line if name not in _KNOWN)
@@ -70,16 +70,18 @@ def read_episodes(root: Path, info: Info) -> tuple[EpisodeIndex, EpisodeLines]:
     return EpisodeIndex(start, nowhere, videos), EpisodeLines(path, tuple(names), count)
 
 
-def _is_count(value: Any) -> TypeGuard[int]:
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value from JSON is a whole number from 0 on."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of metadata, one per line; a `DataError` where a line is something else."""
     if not path.is_file():
         raise DataError(f"{path}: missing")
     if path.stat().st_size > storage.MAX_JSON_BYTES:
         raise DataError(f"{path}: {path.stat().st_size} bytes of JSON is more than {storage.MAX_JSON_BYTES}")
-    lines = list(storage.read_lines(path, drop_torn=False))
-    if not all(isinstance(line, dict) for line in lines):
+    found = list(storage.read_lines(path, drop_torn=False))
+    if not all(isinstance(line, dict) for line in found):
         raise DataError(f"{path}: expected one JSON object per line")
-    return lines
+    return found
