@@ -17,6 +17,8 @@ from typing import Self
 import pydantic
 
 from deftly.config import Config
+from deftly.data.language.contrasts import contrast
+from deftly.types import UsageError
 
 Groups = tuple[tuple[str, ...], ...]
 OBJECT = "{}"  # where the object, or a wrapper's instruction, stands
@@ -57,9 +59,15 @@ class Bank(Config):
         for wrapper in self.wrappers:
             if not wrapper.endswith(f" {OBJECT}") or not _PHRASE.fullmatch(wrapper[:-3]) or wrapper != wrapper.lower():
                 raise ValueError(f"wrapper {wrapper!r} must be words in lower case that end in ' {{}}'")
+        verbs = [(name, group) for table in (self.verbs, self.read_verbs) for name, group in table.items()]
         for groups, what in ((self.nouns, "noun"), (self.attributes, "attribute"), (self.relations, "relation"), (self.sides, "side")):
-            _once([word for group in groups for word in group], what)
-        _once(forms, "verb form")
+            _once([(", ".join(group), group) for group in groups], what)
+        _once(verbs, "verb form")
+        for table, groups in (("nouns", self.nouns), ("attributes", self.attributes), ("relations", self.relations)):
+            for group in groups:
+                _one_meaning(table, ", ".join(group), group)
+        for name in dict.fromkeys(name for name, _ in verbs):
+            _one_meaning("verbs", name, (*self.verbs.get(name, ()), *self.read_verbs.get(name, ())))
         return self
 
     def extended(self, more: Bank) -> Bank:
@@ -78,15 +86,33 @@ class Bank(Config):
 
 def load(path: Path | None) -> Bank:
     """The bank with a user's JSON file, where there is one; an error names the file and the word, in one line."""
-    return BANK if path is None else BANK.extended(Bank.load(path))
+    if path is None:
+        return BANK
+    more = Bank.load(path)
+    try:
+        return BANK.extended(more)
+    except UsageError as error:
+        # what it "got" would be the whole bank
+        said = str(error).removeprefix("Bank: value: ").split(" (got ")[0]
+        raise UsageError(f"{path}, joined to the words that deftly knows: {said}") from None
 
 
-def _once(words: Iterable[str], what: str) -> None:
-    seen: set[str] = set()
-    for word in words:
-        if word in seen:
-            raise ValueError(f"{what} {word!r} stands twice: it can mean one thing only")
-        seen.add(word)
+def _once(groups: Iterable[tuple[str, tuple[str, ...]]], what: str) -> None:
+    """No word in two groups, which are given with their names."""
+    seen: dict[str, str] = {}
+    for name, group in groups:
+        for word in group:
+            if word in seen:
+                where = f"in [{name}]" if seen[word] == name else f"in [{seen[word]}] and in [{name}]"
+                raise ValueError(f"{what} {word!r} stands twice, {where}: it can mean one thing only")
+            seen[word] = name
+
+
+def _one_meaning(table: str, name: str, group: tuple[str, ...]) -> None:
+    found = contrast(table, group)
+    if found is not None:
+        one, other, why = found
+        raise ValueError(f"{table} [{name}]: {one!r} and {other!r} are {why}, and words of one group must mean the same; take one out")
 
 
 def _joined_tables(ours: dict[str, tuple[str, ...]], more: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:

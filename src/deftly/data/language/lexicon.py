@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from deftly.data.language.bank import OBJECT, Bank
+from deftly.data.language.contrasts import COLOURS
 
 
 def listed(text: str) -> frozenset[str]:
@@ -26,10 +27,6 @@ DETERMINERS = listed("all both each every another other any some this that these
 NUMBERS = listed("one two three four five six seven eight nine ten")
 PRONOUNS = listed("it them this that these those one ones everything something itself")
 POSITIONS = listed("left right top bottom upper lower middle center centre central front back rear leftmost rightmost")
-COLOURS = listed("""
-    red blue green yellow orange purple pink white black gray grey brown beige cyan magenta silver gold golden violet turquoise teal
-    navy maroon tan
-    """)
 ATTRIBUTES = (
     POSITIONS
     | COLOURS
