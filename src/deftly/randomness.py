@@ -115,20 +115,20 @@ def sample_keys(seed: int, epoch: Int64[Tensor, "b"], position: Int64[Tensor, "b
 def permute(index: Int64[Tensor, "n"], size: int, seed: int, epoch: int) -> Int64[Tensor, "n"]:
     """Where each index of range(size) lands in the shuffle of (seed, epoch), in O(1) memory.
 
-    A four-round Feistel network over the next even power of two, walked along its cycle until it falls inside (Black & Rogaway,
-    "Ciphers with Arbitrary Finite Domains", 2002).
+    A four-round Feistel network over the next power of two, walked along its cycle until it falls
+    inside (Black & Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
     """
-    half = max(1, -(-max(size - 1, 1).bit_length() // 2))
-    mask = (1 << half) - 1
+    bits = max(1, (size - 1).bit_length())
+    low, high = bits - bits // 2, bits // 2
     name = seed_of("order", seed, epoch)
     result = index.cpu().numpy().copy()
     outside = np.arange(len(result))
     while len(outside):
-        left, right = result[outside] >> half, result[outside] & mask
+        left, right = result[outside] >> low, result[outside] & ((1 << low) - 1)
         zero = np.zeros_like(left)
         for round_number in range(4):
             word = _rounds(right, zero + round_number, zero, zero, name & _LOW, name >> 32)[0]
-            left, right = right, left ^ (word & mask)
-        result[outside] = (left << half) | right
+            left, right = right, left ^ (word & ((1 << (low if round_number % 2 else high)) - 1))
+        result[outside] = (left << low) | right
         outside = outside[result[outside] >= size]
     return torch.from_numpy(result).to(index.device)

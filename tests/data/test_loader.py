@@ -239,7 +239,7 @@ def test_a_worker_that_dies_while_it_hands_a_batch_over_is_the_same_error(window
     stream = loader(windows, workers=1)
     feed = stream.feed
     assert isinstance(feed, StoreFeed)
-    feed._processes = Workers(feed.source, 0, 4, 1)
+    feed._processes, feed._at = Workers(feed.source, 0, 4, 1), 0
     feed._processes._results = Dying()
     with pytest.raises(WorkerError, match="a data worker process died") as caught:
         stream.next()

@@ -173,6 +173,43 @@ def test_a_fault_does_not_shift_the_stream(windows, monkeypatch):
     stream.close()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("where", ["images", "build", "finish"])
+def test_an_interrupt_anywhere_does_not_shift_the_images_against_the_actions(windows, where, workers, monkeypatch):
+    """A notebook's stop button: KeyboardInterrupt comes out of whatever the batch was at."""
+    stream, plain = loader(windows, workers=workers), loader(windows)
+    owner = {"images": stream.feed, "build": stream.windows, "finish": stream}[where]
+    whole = getattr(owner, where)
+    for start in range(0, 24, 4):
+
+        def interrupted(*arguments, **named):
+            whole(*arguments, **named)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, where, interrupted)
+            if start in (0, 12):
+                stream.close()  # then the caller makes it itself
+            with pytest.raises(KeyboardInterrupt):
+                [stream.next() for _ in range(3)]
+        start = stream.state()["consumed"]
+        assert same(stream.next(), plain.make(start).batch)
+        assert same(stream.next(), plain.make(start + 4).batch)
+    stream.close()
+
+
+def test_a_forked_process_gets_the_images_of_its_own_samples(windows):
+    stream, plain = loader(windows), loader(windows)
+    stream.next()
+    wanted = [plain.make(start).batch for start in (4, 8)]
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(same(stream.next(), batch) for batch in wanted) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert all(same(stream.next(), batch) for batch in wanted)
+    stream.close()
+
+
 @pytest.mark.parametrize("change", ["close", "load_state", "fault"])
 def test_a_mixture_prepares_in_one_thread_and_goes_on_where_it_was(windows, change, monkeypatch):
     def mixture() -> Mixture:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, NamedTuple, Self
@@ -22,7 +23,7 @@ from typing import Annotated, NamedTuple, Self
 import numpy as np
 import pydantic
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from deftly.config import Config
@@ -185,36 +186,63 @@ def apply_colour(
 
     The offset must be whole levels: it is added together with `ROUNDING`, where no fraction would survive.
     """
-    size, device = len(images), images.device
     pixels = images.permute(0, 1, 3, 4, 2).contiguous()
     result = torch.empty_like(pixels)
     group = GROUP if pixels[0].numel() % (3 * GROUP) == 0 else 1
-    weights = torch.einsum("bij,pq->bpjqi", matrix, torch.eye(group, device=device)).reshape(size, 3 * group, 3 * group)
+    weights = torch.einsum("bij,pq->bpjqi", matrix, torch.eye(group, device=images.device)).reshape(len(images), 3 * group, 3 * group)
     shifted = (offset + ROUNDING)[:, None, None]
-    source, target = pixels.view(size, -1, 3 * group), result.view(size, -1, 3 * group)
-    step = min(size, CHUNK) if device.type == "cpu" else size
-    before, after = (torch.empty(step, *source.shape[1:], device=device) for _ in range(2))
-    parts = [tensor.split(step) for tensor in (source, target, weights, shifted)]
-    for i, (some, out, matrices, offsets) in enumerate(zip(*parts, strict=True)):
-        colours, levels = before[: len(some)], after[: len(some)]
-        _multiply(colours.copy_(some), matrices, levels)
+    source, target = (tensor.view(len(images), -1, 3 * group) for tensor in (pixels, result))
+    if images.device.type == "cpu":
+        _colour_on_cpu(source, target, weights, shifted, noise)
+    else:
+        levels = source.float() @ weights
         if noise is not None:
-            _add_noise(levels, Noise(*(part[i * step : i * step + len(some)] for part in noise)))
-        levels.add_(offsets).clamp_(ROUNDING, ROUNDING + 255)
-        out.copy_(levels.view(torch.int32))  # int32 to uint8 keeps the low byte
+            _add_noise(levels, noise)
+        target.copy_(levels.add_(shifted).clamp_(ROUNDING, ROUNDING + 255).view(torch.int32))  # int32 to uint8 keeps the low byte
     return result.permute(0, 1, 4, 2, 3)
 
 
-def _multiply(colours: Float[Tensor, "b n p"], weights: Float[Tensor, "b p p"], out: Float[Tensor, "b n p"]) -> None:
-    """out = colours @ weights. On a CPU by numpy: for so narrow a product its OpenBLAS takes half the time of torch's MKL (measured on
-    Zen 4), and gives one result whatever the number of threads. In pieces too small for it to wake threads, which training needs more."""
-    if colours.device.type != "cpu":
-        torch.bmm(colours, weights, out=out)
-        return
+def _colour_on_cpu(
+    source: UInt8[Tensor, "b n p"],
+    target: UInt8[Tensor, "b n p"],
+    weights: Float[Tensor, "b p p"],
+    shifted: Float[Tensor, "b 1 1"],
+    noise: Noise | None,
+) -> None:
+    """target = source @ weights + shifted, by numpy in one thread. For so narrow a product its OpenBLAS takes half the time of torch's MKL
+    (measured on Zen 4) and gives one result whatever the number of threads; and waking torch's threads five times for each eight pictures
+    takes longer than the arithmetic, once training keeps them busy."""
+    step = min(len(source), CHUNK)
+    before, after = _scratch((step, *source.shape[1:]))
+    for i in range(0, len(source), step):
+        part = slice(i, i + step)
+        colours, levels = (scratch[: len(source[part])] for scratch in (before, after))
+        np.copyto(colours, source[part].numpy())
+        _multiply(colours, weights[part].numpy(), levels)
+        if noise is not None:
+            _add_noise(torch.from_numpy(levels), Noise(*(drawn[part] for drawn in noise)))
+        levels += shifted[part].numpy()
+        np.clip(levels, ROUNDING, ROUNDING + 255, out=levels)
+        np.copyto(target[part].numpy(), levels.view(np.int32), casting="unsafe")
+
+
+def _scratch(shape: tuple[int, ...]) -> tuple[Float32[np.ndarray, "b n p"], Float32[np.ndarray, "b n p"]]:
+    """Two arrays of this thread, kept: the system hands out fresh memory a page at a time, which takes as long as the arithmetic."""
+    kept = getattr(_local, "scratch", None)
+    if kept is None or kept[0].shape != shape:
+        kept = _local.scratch = (np.empty(shape, np.float32), np.empty(shape, np.float32))
+    return kept
+
+
+_local = threading.local()
+
+
+def _multiply(colours: Float32[np.ndarray, "b n p"], weights: Float32[np.ndarray, "b p p"], out: Float32[np.ndarray, "b n p"]) -> None:
+    """out = colours @ weights, in pieces too small for OpenBLAS to wake threads, which training needs more."""
     count, rows, width = colours.shape
     pieces = next((n for n in range(1, MOST_PIECES) if rows % n == 0 and rows // n <= SERIAL_ROWS), 1)
     shape = (count, pieces, rows // pieces, width)
-    np.matmul(colours.numpy().reshape(shape), weights.numpy()[:, None], out=out.numpy().reshape(shape))
+    np.matmul(colours.reshape(shape), weights[:, None], out=out.reshape(shape))
 
 
 @functools.lru_cache(maxsize=2)

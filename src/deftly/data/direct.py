@@ -118,7 +118,10 @@ class BlockFeed:
         self.close()
 
     def images(self, start: int, count: int) -> dict[str, Tensor]:
-        """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; asked for one batch after the other."""
+        """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; fast where one batch follows the other."""
+        if start != self._at:
+            self.close()
+        self._at = -1  # until it is done: an interrupt may leave the processes anywhere
         contract, found = self.frames.contract, []
         for part in self.order.parts(start, count):
             block = self._need(part.epoch, part.block)
@@ -126,10 +129,12 @@ class BlockFeed:
             seen = locate(self.frames.episode_start, rows, contract.window)[1].observation
             found.append(moved(block.frames, block.places(part.piece, seen), part.key, self.augmentation, contract))
         self._prepare_next(start + count)
+        self._at = start + count
         return {camera: torch.cat([images[camera] for images in found]) for camera in found[0]}
 
     def close(self) -> None:
         """Stop the processes and forget what is decoded; `images` goes on from anywhere."""
+        self._at = -1  # the sample that follows what was asked for last
         self._processes: Workers | None = None
         self._decoded = 0  # pieces, counted over all epochs
         self._blocks: dict[tuple[int, int], Block] = {}

@@ -80,12 +80,9 @@ class Loader(Stream):
     def next(self) -> Batch:
         """The next full batch; raises `WorkerError` when a worker process died, `DataError` when the dataset is not what it was."""
         self.check_unchanged()
-        try:
-            made = self._prefetch.take(self.consumed, self.consumed + self.batch_size)
-        except Exception:
-            self.feed.close()  # it may be a batch ahead
-            raise
-        return self.give(made)
+        batch = self.finish(self._prefetch.take(self.consumed, self.consumed + self.batch_size))
+        self.count()
+        return batch
 
     def make(self, start: int) -> Made:
         """Samples start .. start + batch_size - 1, as far as they can be made without the device; the stream stands where it stood."""
@@ -95,10 +92,13 @@ class Loader(Stream):
         colours = self._colours.take(start, self.batch_size)
         return Made(batch, colours) if self.device.type != "cpu" else Made(self._finished(batch, colours), None)
 
-    def give(self, made: Made) -> Batch:
-        """The batch that was made, on the device; now it counts as given."""
-        self.consumed += self.batch_size
+    def finish(self, made: Made) -> Batch:
+        """The batch that was made, on the device."""
         return made.batch if made.colours is None else self._finished(self._transfer(made.batch), made.colours)
+
+    def count(self) -> None:
+        """The batch that was finished is given."""
+        self.consumed += self.batch_size
 
     def batches(self) -> Iterator[Batch]:
         """Every window once, in the dataset's order, never augmented; does not move the stream."""

@@ -163,14 +163,13 @@ class Mixture(Stream):
             loader.check_unchanged()
         starts = [loader.consumed for loader in self.loaders]
         following = [loader.consumed + loader.batch_size for loader in self.loaders]
-        try:
-            made = self._prefetch.take(starts, following)
-        except Exception:
-            for loader in self.loaders:
-                loader.feed.close()  # some of them may be a batch ahead
-            raise
-        batches = [loader.give(part) for loader, part in zip(self.loaders, made.parts, strict=True)]
-        return self._join(batches) if made.joined is None else made.joined
+        made = self._prefetch.take(starts, following)
+        batch = made.joined
+        if batch is None:
+            batch = self._join([loader.finish(part) for loader, part in zip(self.loaders, made.parts, strict=True)])
+        for loader in self.loaders:
+            loader.count()
+        return batch
 
     def _make(self, starts: Sequence[int]) -> MadeParts:
         parts = [loader.make(start) for loader, start in zip(self.loaders, starts, strict=True)]

@@ -72,15 +72,15 @@ class Ahead(Generic[Drawn]):
     def __init__(self, order: WindowOrder, draw: Callable[[Int64[Tensor, "m"]], Drawn], cut: Callable[[Drawn, slice], Drawn]) -> None:
         """`draw` makes it from keys, `cut` takes a stretch of samples out of it."""
         self.order, self.draw, self.cut = order, draw, cut
-        self._begin = self._end = 0
-        self._drawn: Drawn | None = None
+        self._drawn: tuple[int, int, Drawn] | None = None  # of samples from the first number to the second, exclusive
 
     def take(self, start: int, count: int) -> Drawn:
         """What `draw` gives for samples start .. start + count - 1."""
-        if self._drawn is None or start < self._begin or start + count > self._end:
-            self._begin, self._end = start, start + max(count, DRAWN_AT_ONCE)
-            self._drawn = self.draw(self.order.take(start, self._end - start)[1])
-        return self.cut(self._drawn, slice(start - self._begin, start - self._begin + count))
+        if self._drawn is None or start < self._drawn[0] or start + count > self._drawn[1]:
+            end = start + max(count, DRAWN_AT_ONCE)
+            self._drawn = start, end, self.draw(self.order.take(start, end - start)[1])  # at once: an interrupt leaves no half of it
+        begin, _, drawn = self._drawn
+        return self.cut(drawn, slice(start - begin, start - begin + count))
 
 
 class Pieces(NamedTuple):
@@ -114,7 +114,6 @@ class BlockOrder:
         self._piece_end = np.cumsum(-(-length // piece))  # of each episode
         self.num_pieces = int(self._piece_end[-1])
         self._layouts: dict[int, Pieces] = {}
-        self._block = (-1, -1)
         self._part = Part(-1, -1, np.zeros(0, np.int64), np.zeros(0, np.int64), torch.zeros(0, dtype=torch.int64))
 
     def take(self, start: int, count: int) -> tuple[Int64[np.ndarray, "m"], Int64[Tensor, "m"]]:
@@ -129,7 +128,7 @@ class BlockOrder:
             epoch, position = divmod(start, self.num_windows)
             pieces = self.pieces(epoch)
             block = int(np.searchsorted(pieces.begin[pieces.block], position, side="right")) - 1
-            if (epoch, block) != self._block:
+            if (epoch, block) != (self._part.epoch, self._part.block):
                 self._shuffle(epoch, block)
             offset = position - int(pieces.begin[pieces.block[block]])
             whole, taken = self._part, slice(offset, offset + count)
@@ -165,4 +164,3 @@ class BlockOrder:
         piece = np.searchsorted(pieces.begin, drawn, side="right") - 1
         window = pieces.first[piece] + drawn - pieces.begin[piece]
         self._part = Part(epoch, block, piece, window, sample_keys(self.seed, torch.full_like(position, epoch), position))
-        self._block = epoch, block

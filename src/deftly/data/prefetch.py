@@ -28,19 +28,19 @@ class Prefetch(Generic[Job, Made]):
         self._forget()
 
     def take(self, job: Job, following: Job) -> Made:
-        """What `make` gives for a job, which is the `following` of the call before; this call's is begun. Raises what `make` raised."""
+        """What `make` gives for a job, most often the `following` of the call before; this call's is begun. Raises what `make` raised."""
         if self._owner != os.getpid():  # a forked process has the object, and not the thread
             self._forget()
-        if self._prepared is None:
-            made = self.make(job)
-        else:
-            self._prepared.exception()  # waits; when that is interrupted the batch is still there
-            prepared, self._prepared = self._prepared, None
-            made = prepared.result()
+        prepared = self._prepared
+        if prepared is not None:
+            prepared.exception()  # waits, and `make` is not called beside it; when that is interrupted the batch is still there
+            self._prepared = None
+        # whoever was interrupted between two calls asks for the same job again
+        made = prepared.result() if prepared is not None and self._job == job else self.make(job)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, NAME)  # ends with its owner, and before the interpreter does
             compute_alone(self._thread)
-        self._prepared = self._thread.submit(self.make, following)
+        self._job, self._prepared = following, self._thread.submit(self.make, following)
         return made
 
     def close(self) -> None:
@@ -52,6 +52,7 @@ class Prefetch(Generic[Job, Made]):
     def _forget(self) -> None:
         self._owner = os.getpid()
         self._thread: ThreadPoolExecutor | None = None
+        self._job: Job | None = None
         self._prepared: Future[Made] | None = None
 
 

@@ -76,11 +76,17 @@ class StoreFeed:
         self.close()
 
     def images(self, start: int, count: int) -> dict[str, Tensor]:
-        """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; asked for one batch after the other."""
+        """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; fast where one batch follows the other."""
+        if start != self._at:
+            self.close()
+        self._at = -1  # until it is done: an interrupt may leave the processes anywhere
         if self._processes is None:
             self._processes = Workers(self.source, start, count, self.workers)
-        return self._processes.next()
+        images = self._processes.next()
+        self._at = start + count
+        return images
 
     def close(self) -> None:
         """Stop the processes; the next batch may be anywhere."""
+        self._at = -1  # the sample that follows what was asked for last
         self._processes: Workers | None = None

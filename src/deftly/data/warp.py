@@ -104,15 +104,19 @@ def warp(
     frames: UInt8[np.ndarray, "n s s 3"], rows: Int64[np.ndarray, "b t"], maps: Float32[np.ndarray, "b 2 3"], size: int
 ) -> UInt8[np.ndarray, "b t {size} {size} 3"]:
     """Gather the frames of each window and resample them by its map. Beyond the frame its edge is repeated."""
-    result = np.empty((*rows.shape, size, size, 3), np.uint8)
     boxes, flipped, is_box = _as_boxes(maps, size, frames.shape[1])
-    for i in np.flatnonzero(is_box):
-        left, top, width, height = boxes[i].tolist()
+    is_copy = is_box & (boxes[:, 2:] == size).all(axis=1)
+    if is_copy.all() and not (boxes[:, :2].any() or flipped.any()):
+        return np.asarray(frames[rows])
+    result = np.empty((*rows.shape, size, size, 3), np.uint8)
+    at, places = rows.tolist(), boxes.tolist()
+    for i in np.flatnonzero(is_box).tolist():
+        left, top, width, height = places[i]
         if width == height == size:
-            for target, row in zip(result[i], rows[i].tolist(), strict=True):
+            for target, row in zip(result[i], at[i], strict=True):
                 copy_shifted(frames[row], target, top, left)
         else:
-            result[i] = shrink(np.stack([frames[row, top : top + height, left : left + width] for row in rows[i].tolist()]), size)
+            result[i] = shrink(np.stack([frames[row, top : top + height, left : left + width] for row in at[i]]), size)
         if flipped[i]:  # by torch: numpy copies pixels that stand in reverse one byte at a time
             result[i] = torch.from_numpy(result[i]).flip(2).numpy()
     others = np.flatnonzero(~is_box)
@@ -128,21 +132,20 @@ def shrink(images: UInt8[np.ndarray, "t h w 3"], size: int) -> UInt8[np.ndarray,
     return F.interpolate(planes, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
 
 
-def copy_shifted(source: UInt8[np.ndarray, "... h w 3"], target: UInt8[np.ndarray, "... h w 3"], dy: int, dx: int) -> None:
+def copy_shifted(source: UInt8[np.ndarray, "h w 3"], target: UInt8[np.ndarray, "h w 3"], dy: int, dx: int) -> None:
     """target[y, x] = source[y + dy, x + dx], indices clamped to the image: the edge is repeated."""
-    height, width = source.shape[-3:-1]
+    height, width = source.shape[:2]
     dy, dx = max(-height + 1, min(height - 1, dy)), max(-width + 1, min(width - 1, dx))
     top, bottom = max(0, -dy), height - max(0, dy)
-    left, right = max(0, -dx), width - max(0, dx)
-    target[..., top:bottom, left:right, :] = source[..., top + dy : bottom + dy, left + dx : right + dx, :]
-    if left:
-        target[..., top:bottom, :left, :] = target[..., top:bottom, left : left + 1, :]
-    if right < width:
-        target[..., top:bottom, right:, :] = target[..., top:bottom, right - 1 : right, :]
-    if top:
-        target[..., :top, :, :] = target[..., top : top + 1, :, :]
-    if bottom < height:
-        target[..., bottom:, :, :] = target[..., bottom - 1 : bottom, :, :]
+    target[top:bottom, max(0, -dx) : width - max(0, dx)] = source[top + dy : bottom + dy, max(0, dx) : width + min(0, dx)]
+    if dx < 0:
+        target[top:bottom, :-dx] = source[top + dy : bottom + dy, :1]
+    elif dx > 0:
+        target[top:bottom, width - dx :] = source[top + dy : bottom + dy, width - 1 :]
+    if dy < 0:
+        target[:top] = target[top]
+    elif dy > 0:
+        target[bottom:] = target[bottom - 1]
 
 
 def _as_boxes(
