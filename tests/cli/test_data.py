@@ -84,6 +84,9 @@ def test_show_prints_the_table_and_writes_the_sheet(tmp_path, capsys):
         (["data", "shwo"], 2, "did you mean 'show'?"),
         (["data", "frobnicate"], 2, "there are: generate, pull, import"),
         (["data", "show", "nowhere"], 65, "no such dataset folder"),
+        (["data", "check", "nowhere"], 65, "deftly: nowhere: no such dataset folder; check the path"),
+        (["data", "check", "."], 65, "deftly: .: holds no meta/info.json, so it is not a LeRobot dataset; `deftly data import`"),
+        (["data", "check", __file__], 65, f"deftly: {__file__}: a file, and a dataset is a folder; check the path"),
         (["data", "generate", "--episodes", "0", "--out", "x"], 2, "must be 1 or more"),
         (["data", "generate", "--episodes", "1", "--out", "x", "--image-size", "3"], 2, "image_size"),
     ],
@@ -93,7 +96,8 @@ def test_mistakes_are_one_line_and_an_exit_code(words, code, message, tmp_path, 
     with pytest.raises(SystemExit) as caught:
         deftly(words)
     assert caught.value.code == code
-    shown = capsys.readouterr().err
+    printed, shown = capsys.readouterr()
+    assert printed == ""
     assert message in shown
     assert len(shown.strip().splitlines()) == 1
     assert list(Path(tmp_path).iterdir()) == []

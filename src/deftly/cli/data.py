@@ -198,7 +198,8 @@ def check(
         quarantine.keep(directory, report.findings, config)
     if json is not None:
         storage.write_json(json, report.to_dict())
-    table.show(report)
+    if report.is_opened:
+        table.show(report)
     if report.refusal is not None:
         raise DataError(f"{directory}: {report.refusal}")
 

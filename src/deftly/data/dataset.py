@@ -64,11 +64,15 @@ class Dataset:
         """
         root = Path(root)
         if not root.is_dir():
-            raise DataError(f"{root}: no such dataset folder")
+            is_file = "a file, and a dataset is a folder" if root.exists() else "no such dataset folder"
+            raise DataError(f"{root}: {is_file}; check the path (it is the folder that holds meta/, data/ and videos/)")
         recover(root)
         if not (root / INFO_PATH).is_file():
-            unfinished = "; run the same `deftly data generate` again to finish it" if (root / ".shards").is_dir() else ""
-            raise DataError(f"{root}: holds no {INFO_PATH}, so it is not a LeRobot dataset{unfinished}")
+            is_unfinished = (root / ".shards").is_dir()
+            remedy = (
+                "run the same `deftly data generate` again to finish it" if is_unfinished else "`deftly data import` reads other formats"
+            )
+            raise DataError(f"{root}: holds no {INFO_PATH}, so it is not a LeRobot dataset; {remedy}")
         info = read_info(storage.inside(root, INFO_PATH), (VERSION, *tables_v2.VERSIONS))
         if info.version == VERSION:
             tasks, (index, more) = read_tasks(storage.inside(root, TASKS_PATH)), read_episodes(root, info)

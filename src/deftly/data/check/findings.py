@@ -96,6 +96,11 @@ class Report:
         return refusal(self.findings, self.num_episodes, self.budget)
 
     @property
+    def is_opened(self) -> bool:
+        """Whether there was a dataset to look at; without, the one finding says why not."""
+        return all(finding.code != "metadata" for finding in self.findings)
+
+    @property
     def keeps_from_training(self) -> bool:
         """Whether what is refused is something that our training reads."""
         read = [finding for finding in self.findings if finding.code not in FOR_OTHERS]

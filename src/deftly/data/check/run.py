@@ -31,7 +31,9 @@ def check(root: Path, config: CheckConfig = CheckConfig(full=True)) -> Report:
     try:
         dataset = Dataset.open(root)
     except DataError as error:
-        finding = Finding(code="metadata", verdict="refuse", message=str(error).removeprefix(f"{root}/"), remedy="")
+        finding = Finding(
+            code="metadata", verdict="refuse", message=str(error).removeprefix(f"{root}/").removeprefix(f"{root}: "), remedy=""
+        )
         return Report(root=root, full=config.full, num_episodes=0, num_frames=0, findings=(finding,), budget=config.budget)
     found = tuple(sorted(check_dataset(dataset, config, for_others=True), key=lambda finding: finding.rank))
     return Report(
