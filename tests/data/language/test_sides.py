@@ -39,6 +39,15 @@ ASIDE = [
         ("pick the top left in the box", "pick the top right in the box"),
         ("turn left at the door", "turn right at the door"),
         ("the cup, left on the table", "the cup, right on the table"),
+        ("pick the block at the far left on the table", "pick the block at the far right on the table"),
+        ("grab the bowl furthest left on the shelf", "grab the bowl furthest right on the shelf"),
+        ("pick up the cup at the robot's left on the table", "pick up the cup at the robot's right on the table"),
+        ("pick up the cup at the robot’s left on the table", "pick up the cup at the robot’s right on the table"),
+        ("grab the bowl immediately left next to the plate", "grab the bowl immediately right next to the plate"),
+        ("bring the cup left over the table", "bring the cup right over the table"),
+        ("pick up the cup and carry it right over the bowl", "pick up the cup and carry it left over the bowl"),
+        ("pick up the sponge and sweep the table left over the edge", "pick up the sponge and sweep the table right over the edge"),
+        ("grab the gizmo left on the table", "grab the gizmo right on the table"),  # no noun that is known: in doubt it is a side
     ],
 )
 def test_sides_are_exchanged_and_nothing_else(text: str, mirrored: str):
