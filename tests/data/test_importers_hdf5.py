@@ -1,6 +1,7 @@
 """HDF5 files become datasets: every value, nothing from outside of the file, and nothing at all when something is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from deftly.data.dataset import Dataset
+from deftly.data.depth import depth_cameras
 from deftly.data.importers import hdf5
 from deftly.data.importers.hdf5 import import_hdf5, task_of_name
 from deftly.types import DataError, UsageError
@@ -130,6 +132,87 @@ def without(*pairs: tuple[int, str]) -> list[dict]:
     for number, key in pairs:
         del demos[number]["obs"][key]
     return demos
+
+
+def with_depth(number: int, length: int = 5, dtype: str = "float32") -> dict:
+    """A demonstration with distances of 0.3 to 2.1 m, as robomimic stores them, or in another type."""
+    item = demo(number, length)
+    metres = np.random.default_rng(number).uniform(0.3, 2.1, (length, 16, 24, 1))
+    item["obs"]["agentview_depth"] = (metres * (1000 if dtype.startswith(("u", "i")) else 1)).astype(dtype)
+    return item
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [("float32", "metres"), ("float64", "metres"), ("uint16", "millimetres")])
+def test_depth_becomes_depth(tmp_path, dtype, unit):
+    path = write_file(tmp_path / LIBERO_NAME, [with_depth(0, dtype=dtype), with_depth(1, 7, dtype)])
+    report = import_hdf5(path, tmp_path / "out")
+    assert report.left_out == ["states"]
+    assert any(
+        line.startswith(f"obs/agentview_depth: read as {unit}, 0.30") and "kept as whole millimetres" in line for line in report.lines()
+    )
+    dataset = Dataset.open(tmp_path / "out")
+    assert (dataset.cameras, dataset.depth_cameras) == (("agentview", "eye_in_hand"), ("agentview_depth",))
+    assert depth_cameras(dataset, ["agentview_depth"], ["agentview"], None)[0].camera == "agentview"
+    for number, length in enumerate((5, 7)):
+        given = with_depth(number, length, dtype)["obs"]["agentview_depth"][..., 0].astype(np.float64) / (1 if unit == "metres" else 1000)
+        assert np.abs(dataset.depth(number, "agentview_depth") - given).max() < 0.000501
+
+
+def test_what_is_no_distance_becomes_not_measured_and_is_counted(tmp_path):
+    item = with_depth(0)
+    item["obs"]["agentview_depth"][0, 0, :4, 0] = (np.nan, np.inf, 70.0, 0.0)
+    report = import_hdf5(write_file(tmp_path / LIBERO_NAME, [item]), tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").depth(0, "agentview_depth")[0, 0, :4].tolist() == [0, 0, 0, 0]
+    assert any("3 values that are no distance" in line for line in report.lines())
+
+
+def test_a_depth_buffer_is_pointed_out(tmp_path):
+    item = with_depth(0)
+    item["obs"]["agentview_depth"] /= 3
+    report = import_hdf5(write_file(tmp_path / LIBERO_NAME, [item]), tmp_path / "out")
+    assert any("if these are values of a depth buffer" in line for line in report.lines())
+
+
+def test_depth_below_zero_is_a_broken_episode(tmp_path):
+    item = with_depth(1)
+    item["obs"]["agentview_depth"][2, 3, 4] = -0.5
+    path = write_file(tmp_path / LIBERO_NAME, [with_depth(0), item])
+    with pytest.raises(DataError, match=r"demo_1: obs/agentview_depth holds distances below 0, down to -0\.5"):
+        import_hdf5(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_depth_of_which_nobody_knows_the_unit_is_left_out_by_name(tmp_path, dtype):
+    report = import_hdf5(write_file(tmp_path / LIBERO_NAME, [with_depth(0, dtype=dtype)]), tmp_path / "out")
+    assert report.left_out == ["obs/agentview_depth", "states"]
+    assert Dataset.open(tmp_path / "out").depth_cameras == ()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, "{"])
+def test_an_attribute_that_is_no_json_is_one_line(tmp_path, text):
+    path = tmp_path / LIBERO_NAME
+    write_file(path, [demo(0)], {"problem_info": text[:60_000]})
+    with pytest.raises(DataError, match="problem_info is not valid JSON"):
+        import_hdf5(path, tmp_path / "out")
+
+
+def test_half_a_character_in_json_is_an_instruction_that_a_file_can_hold(tmp_path):
+    path = write_file(tmp_path / LIBERO_NAME, [demo(0)], {"problem_info": '{"language_instruction": "open \\ud800 it"}'})
+    import_hdf5(path, tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").tasks == ("open \ufffd it",)
+
+
+def test_text_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
+    path = write_file(tmp_path / LIBERO_NAME, [demo(0)])
+    with h5py.File(path, "a") as file:
+        file["data"].attrs.create("language_instruction", b"open \xff it", dtype=h5py.string_dtype())
+    with pytest.raises(DataError, match="the attribute language_instruction cannot be read"):
+        import_hdf5(path, tmp_path / "out")
+    path = write_file(tmp_path / "b" / LIBERO_NAME, [demo(0)])
+    with h5py.File(path, "a") as file:
+        file.create_dataset(b"data/demo_0/obs/caf\xe9", data=np.zeros(5))
+    with pytest.raises(DataError, match="an entry whose name is not UTF-8"):
+        import_hdf5(path, tmp_path / "other")
 
 
 @pytest.mark.parametrize("key", ["eye_in_hand_rgb", "gripper_states", "joint_states"])

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from deftly.data.dataset import Dataset
+from deftly.data.images import encode_depth
 from deftly.data.importers.report import ImportReport
 from deftly.data.importers.rlds import import_rlds, read_features
 from deftly.types import DataError, UsageError
+from recordings import png
 from rlds_files import FEATURES, STEP, nest, tensor, trajectory, write_rlds
 from small_data import picture
 
@@ -78,6 +80,58 @@ def test_state_and_images_are_optional(tmp_path):
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.cameras == ()
     assert dataset.state.shape == (4, 0)
+
+
+def with_depth(kind: str, number: int = 0) -> tuple[dict, dict]:
+    """(features.json, a trajectory) with `depth_front` as a tensor of metres or millimetres, or as images of 16 bits."""
+    metres = np.random.default_rng(number).uniform(0.3, 2.1, (4, 16, 12)).astype(np.float32)
+    whole = np.rint(metres * 1000).astype(np.uint16)
+    features, values = {
+        "float32": (tensor([16, 12, 1]), metres.ravel().tolist()),
+        "uint16": (tensor([16, 12], "uint16"), whole.ravel().tolist()),
+        "image": ({"image": {"shape": {"dimensions": ["16", "12", "1"]}, "dtype": "uint16"}}, [encode_depth(frame) for frame in whole]),
+    }[kind]
+    step = {**STEP, "observation": nest({**STEP["observation"]["featuresDict"]["features"], "depth_front": features})}
+    return nest({"steps": {"sequence": {"feature": nest(step)}}}), {**trajectory(number), "steps/observation/depth_front": values}
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("float32", "read as metres, 0.30"), ("uint16", "read as millimetres, 0.30"), ("image", "16-bit images, read as")]
+)
+def test_depth_becomes_depth(tmp_path, kind, said):
+    features, first = with_depth(kind)
+    source = write_rlds(tmp_path / "src", {"train": [[first, with_depth(kind, 1)[1]]]}, features=features)
+    report = import_rlds(source, tmp_path / "out", 5)
+    assert "observation/depth_front" not in report.left_out
+    assert any(f"observation/depth_front: {said}" in line for line in report.lines())
+    dataset = Dataset.open(tmp_path / "out")
+    assert (dataset.cameras, dataset.depth_cameras) == (("front", "side"), ("depth_front",))
+    for number in range(2):
+        metres = np.random.default_rng(number).uniform(0.3, 2.1, (4, 16, 12))
+        assert np.abs(dataset.depth(number, "depth_front") - metres).max() < 0.000501
+
+
+def test_depth_that_is_not_what_features_json_says_is_a_broken_trajectory(tmp_path):
+    for name, kind, values, message in (
+        ("short", "float32", [0.5] * 100, "holds 100 values, expected 4 steps of 192 distances"),
+        ("below", "float32", [-0.5] * 768, "holds distances below 0"),
+        ("wide", "uint16", [70000] * 768, "whole ones of 16 bits"),
+        ("floats", "uint16", [0.5] * 768, "whole ones of 16 bits"),
+        ("ints", "float32", [1] * 768, "expected distances"),
+        ("bytes", "image", [png(picture(0, "front", 16, 12))] * 4, "not 16 bits"),
+    ):
+        features, item = with_depth(kind)
+        source = write_rlds(tmp_path / name, {"train": [[{**item, "steps/observation/depth_front": values}]]}, features=features)
+        with pytest.raises(DataError, match=message):
+            import_rlds(source, tmp_path / "out", 5)
+
+
+def test_depth_of_which_nobody_knows_the_unit_is_left_out_by_name(tmp_path):
+    step = {**STEP, "observation": nest({**STEP["observation"]["featuresDict"]["features"], "depth": tensor([16, 12], "int32")})}
+    features = nest({"steps": {"sequence": {"feature": nest(step)}}})
+    item = {**trajectory(0), "steps/observation/depth": [7] * 768}
+    report = import_rlds(write_rlds(tmp_path / "src", {"train": [[item]]}, features=features), tmp_path / "out", 5)
+    assert report.left_out == ["language_embedding", "observation/depth"]
 
 
 def without(name: str, number: int = 0) -> dict:

@@ -1,12 +1,12 @@
 """Importing demonstrations in HDF5 as robomimic and LIBERO write them: data/demo_N/{actions, obs/...}, one task per file.
 
-Images come as raw pixels, so they are encoded: as video, or exactly as PNG. Numbers become float32. Only what is stored in the file
-itself is read: links, virtual datasets and external storage could name any other file of this machine, and are refused.
+Images come as raw pixels, so they are encoded: as video, or exactly as PNG. Numbers become float32, distances millimetres (`depth.py`).
+Only what is stored in the file itself is read: links, virtual datasets and external storage could name any other file of this machine, and
+are refused.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ import numpy as np
 from deftly import storage
 from deftly.contract import Camera, Embodiment, Vector
 from deftly.data.images import encode_png
+from deftly.data.importers.depth import DepthSeen, depth_feature
 from deftly.data.importers.report import BUDGET, ImportReport
-from deftly.data.schema import MAX_SIDE, Storage
+from deftly.data.schema import MAX_SIDE, Feature, Storage
 from deftly.data.writer import DatasetWriter, EpisodeData, Images
 from deftly.types import DataError, UsageError
 
@@ -69,14 +70,15 @@ def import_hdf5(
     others = [file.path for file in files if file.rate_hz != first.rate_hz]
     if others and rate_hz is None:
         raise DataError(f"{others[0]}: its control_freq is not that of {first.path}; import them apart")
-    report = ImportReport(source="hdf5", left_out=left_out)
+    report, depth = ImportReport(source="hdf5", left_out=left_out), DepthSeen()
     kinds: dict[str, Storage] = {
         camera.name: "image" if images == "image" or camera.height % 2 or camera.width % 2 else "video" for camera in layout.cameras
     }
     with DatasetWriter(target, layout.embodiment(first.robot, rate), images=kinds, extra=layout.extra) as writer:
         for file, name in episodes:
             where = f"{file.path}: {name}"
-            report.take(writer, where, lambda f=file, n=name, w=where: layout.read(f, n, kinds, w), budget, len(episodes))
+            report.take(writer, where, lambda f=file, n=name, w=where: layout.read(f, n, kinds, depth, w), budget, len(episodes))
+        report.notes += depth.notes()
         if "image" not in kinds.values() and kinds:
             report.notes.append("images were encoded as h264 (crf 18); --images image keeps every pixel exactly")
         report.finish(writer)
@@ -153,6 +155,8 @@ def _attribute(attributes: Any, name: str, where: str) -> Any:
     """An attribute, bytes as text; None where there is none."""
     try:
         value = attributes.get(name)
+        if isinstance(value, str):  # h5py hides bytes that are no UTF-8 in characters that no file can hold
+            value.encode()
         return value.decode("utf-8") if isinstance(value, bytes) else value
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(f"{where}: the attribute {name} cannot be read ({' '.join(str(error).split())[:80]})") from None
@@ -163,8 +167,10 @@ def _json(attributes: Any, name: str, where: str) -> dict[str, Any]:
     text = _attribute(attributes, name, where)
     if not isinstance(text, str):
         return {}
+    if len(text) > storage.MAX_JSON_BYTES:
+        raise DataError(f"{where}: the attribute {name} holds {len(text)} characters of JSON, more than {storage.MAX_JSON_BYTES}")
     try:
-        values = json.loads(text)
+        values = storage.parse_json(text)
     except (ValueError, RecursionError):
         raise DataError(f"{where}: the attribute {name} is not valid JSON") from None
     return values if isinstance(values, dict) else {}
@@ -173,7 +179,11 @@ def _json(attributes: Any, name: str, where: str) -> dict[str, Any]:
 def _names(group: h5py.Group, where: str) -> list[str]:
     if len(group) > MAX_NAMES:  # guard: data.hdf5.names
         raise DataError(f"{where}: {group.name} has {len(group)} entries, more than {MAX_NAMES}")
-    return list(group)
+    names = list(group)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise DataError(f"{where}: {group.name} has an entry whose name is not UTF-8 ({str(wrong)[:40]}); rename it in the file")
+    return names
 
 
 def _item(group: h5py.Group, name: str, where: str) -> Any:
@@ -242,7 +252,7 @@ class _Layout:
     camera_keys: dict[str, str]  # camera -> observation
     state: tuple[str, ...]
     sizes: dict[str, int]  # of every vector per step, "actions" among them
-    extra: dict[str, tuple[str, ...]]
+    extra: dict[str, tuple[str, ...] | Feature]  # labels of a vector, or depth
     extra_keys: dict[str, str]  # new feature -> path in the episode
     left_out: list[str]
 
@@ -255,7 +265,8 @@ class _Layout:
     def of(cls, file: _File, name: str, state: tuple[str, ...]) -> _Layout:
         where = f"{file.path}: {name}"
         with file.open() as opened:
-            _, _, shapes, steps = _episode(opened, name, where)
+            _, observations, shapes, steps = _episode(opened, name, where)
+            dtypes = {key: item.dtype.name for key in shapes if isinstance(item := observations[key], h5py.Dataset) and shapes[key]}
         action = steps["actions"]
         assert action
         images = {k: s for k, s in shapes.items() if s and len(s) == 4 and s[3] == 3 and max(s[1:3]) <= MAX_SIDE}
@@ -269,8 +280,13 @@ class _Layout:
         keys = {RENAMED.get(key, f"observation.{key}"): f"obs/{key}" for key in sorted(sizes) if key not in state}
         keys |= {new: key for key, new in PER_STEP.items() if steps.get(key) and len(steps[key] or ()) == 1}
         sizes |= {"actions": action[1]}
-        extra = {new: _labels(path.removeprefix("obs/"), sizes.get(path.removeprefix("obs/"), 1)) for new, path in keys.items()}
-        used = {*cameras.values(), *sizes, *PER_STEP}
+        extra: dict[str, tuple[str, ...] | Feature] = {
+            new: _labels(path.removeprefix("obs/"), sizes.get(path.removeprefix("obs/"), 1)) for new, path in keys.items()
+        }
+        depth = {key: found for key, dtype in dtypes.items() if (found := depth_feature(key, dtype, (shapes[key] or ())[1:]))}
+        extra |= dict(depth.values())
+        keys |= {new: f"obs/{key}" for key, (new, _) in depth.items()}
+        used = {*cameras.values(), *sizes, *PER_STEP, *depth}
         left_out = sorted([f"obs/{key}" for key in shapes if key not in used] + [key for key in steps if key not in (*PER_STEP, "actions")])
         found = [
             Camera(name=n, height=images[k][1], width=images[k][2], role="wrist" if re.search("wrist|hand", n) else "scene")
@@ -289,7 +305,7 @@ class _Layout:
             action=Vector(names=action, units=("",) * len(action)),
         )
 
-    def read(self, file: _File, name: str, kinds: dict[str, Storage], where: str) -> EpisodeData:
+    def read(self, file: _File, name: str, kinds: dict[str, Storage], depth: DepthSeen, where: str) -> EpisodeData:
         with file.open() as opened:
             episode, observations, _, _ = _episode(opened, name, where)
             action = _array(episode, "actions", where)
@@ -303,8 +319,11 @@ class _Layout:
             vectors = [self._vector(observations, key, self.sizes[key], length, where) for key in self.state]
             extra = {}
             for new, path in self.extra_keys.items():
-                group = observations if path.startswith("obs/") else episode
-                extra[new] = self._vector(group, path.removeprefix("obs/"), len(self.extra[new]), length, where)
+                group, key, kind = observations if path.startswith("obs/") else episode, path.removeprefix("obs/"), self.extra[new]
+                if isinstance(kind, Feature):
+                    extra[new] = depth.take(path, _array(group, key, where), kind, length, where)
+                else:
+                    extra[new] = self._vector(group, key, len(kind), length, where)
             images: dict[str, Images] = {}
             for camera, key in self.camera_keys.items():
                 pixels = _array(observations, key, where)

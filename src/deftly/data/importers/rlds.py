@@ -19,9 +19,10 @@ import numpy as np
 
 from deftly import storage
 from deftly.contract import Camera, Embodiment, Vector
+from deftly.data.importers.depth import DepthSeen, depth_feature
 from deftly.data.importers.report import BUDGET, ImportReport, require_folder
 from deftly.data.importers.tfrecord import Values, parse_example, read_records
-from deftly.data.schema import MAX_SIDE
+from deftly.data.schema import MAX_SIDE, Feature
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.types import DataError, UsageError
 
@@ -59,7 +60,7 @@ def import_rlds(source: Path, target: Path, rate_hz: int | None = None, budget: 
     if not rate:
         raise UsageError(f"{source}: RLDS does not store the frame rate; give it, as in --fps 5")
     plan = _Plan.of(steps, str(source / "features.json"))
-    report = ImportReport(source="rlds", left_out=plan.left_out)
+    report, depth = ImportReport(source="rlds", left_out=plan.left_out), DepthSeen()
     if rate_hz is None:
         report.notes.append(f"{rate} frames per second, as published for {info['name']}; give --fps to say otherwise")
     seen: dict[bytes, str] = {}
@@ -74,10 +75,11 @@ def import_rlds(source: Path, target: Path, rate_hz: int | None = None, budget: 
                 report.duplicates.append((label, seen[digest]))
                 continue
             seen[digest] = label
-            read = functools.partial(plan.read, example, episode, where, label)
+            read = functools.partial(plan.read, example, episode, depth, where, label)
             report.take(writer, where, read, budget, total)
         if not writer.num_episodes:
             raise DataError(f"{source}: holds no trajectories")
+        report.notes += depth.notes()
         report.finish(writer)
     return report
 
@@ -171,7 +173,7 @@ class _Plan:
     action: str
     state: str | None
     instruction: str
-    extra: dict[str, tuple[str, ...]]  # new feature -> names
+    extra: dict[str, tuple[str, ...] | Feature]  # new feature -> names, or depth
     extra_source: dict[str, str]
     left_out: list[str]
 
@@ -193,10 +195,16 @@ class _Plan:
         state = next((name for name in ("observation/state", "observation/proprio") if vector(name)), None)
         extra = {"next.reward": "reward", "next.done": "is_terminal"}
         extra = {new: old for new, old in extra.items() if old in steps and steps[old].kind == "tensor" and steps[old].shape == ()}
+        features: dict[str, tuple[str, ...] | Feature] = {new: (new,) for new in extra}
+        for name, leaf in sorted(steps.items()):
+            is_read = leaf.kind == "tensor" or (leaf.kind, leaf.dtype) == ("image", "uint16")
+            found = depth_feature(name.split("/")[-1], leaf.dtype, leaf.shape)
+            if is_read and found is not None:
+                extra[found[0]], features[found[0]] = name, found[1]
         used = {"action", state, instruction, *cameras.values(), *extra.values()}
         # Where an episode begins and ends is in the table of episodes already.
         left_out = sorted(name for name in steps if name not in used and name not in ("is_first", "is_last"))
-        return cls(steps, cameras, "action", state, instruction, {new: (new,) for new in extra}, extra, left_out)
+        return cls(steps, cameras, "action", state, instruction, features, extra, left_out)
 
     def embodiment(self, name: str, rate_hz: int) -> Embodiment:
         cameras = tuple(
@@ -206,12 +214,21 @@ class _Plan:
         action = self.steps[self.action].shape[0]
         return Embodiment(name=name, rate_hz=rate_hz, cameras=cameras, state=_named("state", state), action=_named("action", action))
 
-    def read(self, example: dict[str, Values], episode: dict[str, Leaf], where: str, label: str) -> EpisodeData:
+    def read(self, example: dict[str, Values], episode: dict[str, Leaf], depth: DepthSeen, where: str, label: str) -> EpisodeData:
         action = _vectors(example, f"steps/{self.action}", self.steps[self.action], None, where)
         length = len(action)
         state = _vectors(example, f"steps/{self.state}", self.steps[self.state], length, where) if self.state else np.zeros((length, 0))
         texts = [_text(item, where) for item in _strings(example, f"steps/{self.instruction}", length, where)]
-        extra = {new: _vectors(example, f"steps/{old}", self.steps[old], length, where) for new, old in self.extra_source.items()}
+        extra: dict[str, Any] = {}
+        for new, old in self.extra_source.items():
+            kind, leaf = self.extra[new], self.steps[old]
+            if leaf.kind == "image":
+                extra[new] = _strings(example, f"steps/{old}", length, where)
+                depth.stored.add(old)
+            elif isinstance(kind, Feature):
+                extra[new] = depth.take(old, _distances(example, f"steps/{old}", leaf, length, where), kind, length, where)
+            else:
+                extra[new] = _vectors(example, f"steps/{old}", leaf, length, where)
         provenance: dict[str, Any] = {"source": label}
         for name, leaf in episode.items():
             value = _scalar(example.get(name), leaf, where)
@@ -242,6 +259,19 @@ def _vectors(example: dict[str, Values], name: str, leaf: Leaf, length: int | No
         expected = f"a multiple of {width}" if length is None else f"{length} steps of {width}"
         raise DataError(f"{where}: {name} holds {len(values)} numbers, expected {expected}")
     return values.reshape(steps, width).astype(np.float32)
+
+
+def _distances(example: dict[str, Values], name: str, leaf: Leaf, length: int, where: str) -> np.ndarray:
+    """A depth tensor in its declared type, [T h w]: records hold whole numbers as int64."""
+    values = example.get(name)
+    if not isinstance(values, np.ndarray) or len(values) != length * math.prod(leaf.shape):
+        found = f"{len(values)} values" if values is not None else "nothing"
+        raise DataError(f"{where}: {name} holds {found}, expected {length} steps of {math.prod(leaf.shape)} distances")
+    if leaf.dtype == "uint16":
+        if values.dtype.kind != "i" or (len(values) and not (values.min() >= 0 and values.max() <= 65535)):
+            raise DataError(f"{where}: {name} holds other numbers than the whole ones of 16 bits that are declared")
+        values = values.astype(np.uint16)
+    return values.reshape(length, *leaf.shape[:2])
 
 
 def _strings(example: dict[str, Values], name: str, length: int, where: str) -> list[bytes]:
