@@ -8,6 +8,7 @@ Run ─> data.build ─> contract ─> policy.build ─> objective.build ─> Tr
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from deftly.randomness import seed_global
 from deftly.sim.tabletop import TabletopConfig
 from deftly.training.config import TrainingConfig
 from deftly.training.trainer import Trainer
-from deftly.types import Policy, UsageError
+from deftly.types import Objective, Policy, UsageError
 
 RUN_FILE, DATA_FILE, OFFLINE_FILE, FOLDS_FILE = "run.json", "data.json", "offline.json", "folds.json"
 
@@ -95,6 +96,7 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
         policy = build_policy(run, data)
         objective = run.objective.build(policy)
         check_mixup(run.data.augmentation, objective)
+        check_depth(run.data.depth, objective)
         validation = data.validation_batches if data.validation is not None else None
         trainer = Trainer(
             objective,
@@ -120,6 +122,18 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
         return summary
     finally:
         data.close()
+
+
+def check_depth(depth: Sequence[str], objective: Objective) -> None:
+    """Depth is given exactly to who reads it: a policy would ask a robot for what it never looks at. Raises `UsageError`."""
+    kind = type(objective.policy).__name__
+    if objective.policy.reads_depth and not depth:
+        raise UsageError(f"{kind} reads depth: name its depth cameras in data.depth")
+    reads = objective.policy.reads_depth or any(name.partition(".")[0] == "depth" for name in objective.reads)
+    if depth and not reads:
+        raise UsageError(
+            f"neither {kind} nor {type(objective).__name__} reads depth: leave data.depth out, or let your policy say `reads_depth = True`"
+        )
 
 
 def build_policy(run: Run, data: TrainingData) -> Policy:

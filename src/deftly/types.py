@@ -166,6 +166,7 @@ class Policy(nn.Module, ABC):
 
     chunk: int  # k
     action_dim: int  # a
+    reads_depth: bool = False  # does `encode` look at `batch.depth`? what nobody reads is not decoded, nor asked of a robot
 
     @abstractmethod
     def encode(self, batch: Batch) -> Features: ...

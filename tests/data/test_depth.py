@@ -1,27 +1,46 @@
 """Depth: the same places as the image's, never a value that was not measured, the same in training and in action."""
 
+import io
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
 
+import deftly
+from deftly import storage
 from deftly.contract import Camera, Embodiment, Mirror, Vector, Window
 from deftly.data.augment import OFF, AugmentConfig
+from deftly.data.check.findings import CheckConfig
+from deftly.data.check.run import check
 from deftly.data.dataset import Dataset
 from deftly.data.depth import FILE, DepthStore, depth_cameras, fit, in_metres, millimetres, warp_depth
+from deftly.data.export import export_v21
 from deftly.data.images import resize_with_pad
+from deftly.data.importers.lerobot_v21 import import_lerobot_v21
 from deftly.data.loader import Loader
 from deftly.data.mirror import draw_mirrored
 from deftly.data.prepared import TrainingData
+from deftly.data.repair import repair
 from deftly.data.schema import Feature
+from deftly.data.show import show
 from deftly.data.source import DataConfig
 from deftly.data.stored import Frames
 from deftly.data.warp import draw_maps, warp
 from deftly.data.windows import locate, maps_of
 from deftly.data.writer import DatasetWriter, EpisodeData
+from deftly.models.policy import VLAPolicy
+from deftly.recipes import RECIPES
+from deftly.run import Run, train
+from deftly.training.step import check_batch
 from deftly.types import DataError, Observation, UsageError
 
 LENGTHS = (5, 4, 6)
@@ -246,6 +265,129 @@ def test_the_store_is_kept_and_a_truncated_one_is_built_again(root, monkeypatch)
     again.close()
     with pytest.raises(UsageError, match="more than 0%"):
         build(root, image_size=24, disk_share=1e-9)
+
+
+def damaged(root: Path, target: Path) -> Path:
+    """A copy in which one distance picture of episode 1 lost its end, and one of episode 2 has another size."""
+    shutil.copytree(root, target, ignore=shutil.ignore_patterns(".cache"))
+    column = "observation.images.left_depth"
+    short, small = io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.ones((HEIGHT, WIDTH), np.uint16)).save(short, "PNG")
+    Image.fromarray(np.ones((8, 8), np.uint16)).save(small, "PNG")
+    for path in sorted(target.glob("data/*/*.parquet")):
+        table = pq.read_table(path)
+        values = table.column(column).to_pylist()
+        keys = zip(table["episode_index"].to_pylist(), table["frame_index"].to_pylist(), strict=True)
+        for row, key in enumerate(keys):
+            data = {(1, 2): short.getvalue()[:20], (2, 0): small.getvalue()}.get(key, values[row]["bytes"])
+            values[row] = {**values[row], "bytes": data}
+        field = table.schema.field(column)
+        pq.write_table(table.set_column(table.schema.get_field_index(column), field, pa.array(values, field.type)), path)
+    return target
+
+
+def test_a_check_decodes_distances_and_repair_leaves_out_what_is_broken(root, tmp_path):
+    copy = damaged(root, tmp_path / "damaged")
+    found = {item.episode: item for item in check(copy).of("quarantine")}
+    assert {episode: item.code for episode, item in found.items()} == {1: "broken_frame", 2: "broken_frame"}
+    assert {item.field for item in found.values()} == {"left_depth"}
+    assert "frame 0: is 8 x 8, expected 24 x 32" in found[2].message
+    assert check(copy, CheckConfig(budget=0.9)).quarantined.tolist() == [], "only decoding tells"
+    with pytest.raises(DataError, match="deftly data check"):
+        build(copy)
+    data = build(copy, check=CheckConfig(full=True, budget=0.9))
+    assert data.dataset.num_episodes == 1
+    data.close()
+    repair(copy, tmp_path / "mended")
+    mended = Dataset.open(tmp_path / "mended")
+    assert np.array_equal(millimetres(mended.depth(0, "right_depth")), measured(0, "right_depth"))
+    assert check(tmp_path / "mended").quarantined.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"info": {"is_depth_map": True}}, "depth_unit is None"), ({"shape": [HEIGHT, WIDTH, 3]}, "depth has one channel")],
+)
+def test_depth_that_nobody_can_read_is_said_once_and_is_no_episode_s_fault(root, tmp_path, change, message):
+    shutil.copytree(root, tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
+    path = tmp_path / "data/meta/info.json"
+    values = storage.read_json(path)
+    values["features"]["observation.images.left_depth"].update(change)
+    storage.write_json(path, values)
+    report = check(tmp_path / "data")
+    (found,) = [item for item in report.findings if item.code == "depth_unread"]
+    assert report.quarantined.tolist() == []
+    assert (found.verdict, found.field) == ("warn", "left_depth")
+    assert message in found.message
+    assert not found.message.count("episode")
+    shown = "left_depth 24x32x1 (image, no depth_unit)" if "info" in change else "left_depth 24x32x3 (image, mm)"
+    assert shown in printed(tmp_path / "data")
+    with pytest.raises(DataError, match=message) as caught:
+        build(tmp_path / "data")
+    assert "\n" not in str(caught.value)
+
+
+def printed(root: Path) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    show(Dataset.open(root), console=console)
+    return console.export_text()
+
+
+def test_show_names_the_depth_cameras(root):
+    assert "left_depth 24x32x1 (image, mm), right_depth 24x32x1 (image, mm), floor_depth 24x32x1 (image, mm)" in printed(root)
+
+
+def test_an_export_and_its_import_keep_every_distance(root, tmp_path):
+    export_v21(Dataset.open(root), tmp_path / "v21")
+    import_lerobot_v21(tmp_path / "v21", tmp_path / "v30")
+    for path in (tmp_path / "v21", tmp_path / "v30"):
+        dataset = Dataset.open(path)
+        for episode in range(len(LENGTHS)):
+            assert np.array_equal(millimetres(dataset.depth(episode, "floor_depth")), measured(episode, "floor_depth"))
+
+
+def imitate(root: Path) -> Run:
+    run = RECIPES["imitate"](True)
+    return run.replace(data=run.data.replace(path=root, image_size=SIZE, depth=("left_depth",), validation_fraction=0, batch_size=2))
+
+
+def test_depth_that_nothing_reads_is_refused_before_the_first_step(root, tmp_path):
+    with pytest.raises(UsageError, match="neither VLAPolicy nor Imitation reads depth") as caught:
+        train(imitate(root), tmp_path / "run", device="cpu")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_policy_that_reads_depth_is_trained_saved_and_acts_with_it(root, tmp_path, monkeypatch):
+    encode, seen = VLAPolicy.encode, []
+    monkeypatch.setattr(VLAPolicy, "reads_depth", True)
+    monkeypatch.setattr(VLAPolicy, "encode", lambda self, batch: (seen.append(dict(batch.depth)), encode(self, batch))[1])
+    run = imitate(root)
+    with pytest.raises(UsageError, match="VLAPolicy reads depth: name its depth cameras"):
+        train(run.replace(data=run.data.replace(depth=())), tmp_path / "blind", device="cpu")
+    train(run.replace(training=run.training.replace(steps=2)), tmp_path / "run", device="cpu")
+    assert seen
+    assert {name: tuple(depth.shape) for name, depth in seen[0].items()} == {"left_depth": (2, 1, 1, SIZE, SIZE)}
+    agent, dataset = deftly.load(tmp_path / "run"), Dataset.open(root)
+    observation: Observation = {
+        "images": {name: dataset.frames(0, name, np.array([0]))[0] for name in ("left", "right")},
+        "state": dataset.state[0],
+        "instruction": "lift the cup",
+    }
+    agent.reset(key=0)
+    with pytest.raises(DataError, match="depth camera 'left_depth' is missing"):
+        agent.act(observation)
+    seen.clear()
+    agent.reset(key=0)
+    assert agent.act({**observation, "depth": {"left_depth": dataset.depth(0, "left_depth", np.array([0]))[0]}}).shape == (2,)
+    assert seen[0]["left_depth"].max() > 0
+
+
+def test_an_objective_that_reads_depth_needs_some(root):
+    data = build(root, depth=())
+    with pytest.raises(UsageError, match="reads 'depth', which the data does not give"):
+        check_batch(SimpleNamespace(reads=("depth",)), data.train.next(), 1)  # type: ignore[arg-type]
+    data.close()
 
 
 def test_one_camera_with_one_depth_needs_no_name_for_it():

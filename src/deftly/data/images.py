@@ -89,7 +89,9 @@ def _decoded(data: bytes | None, height: int, width: int, where: str, modes: tup
             return image
     except DataError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
+    except UnidentifiedImageError:  # its text is an address in memory
+        raise DataError(f"{where}: cannot be decoded (it is not a PNG or JPEG image)") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         raise DataError(f"{where}: cannot be decoded ({error})") from None
 
 
@@ -102,7 +104,9 @@ def image_size(data: bytes, where: str) -> tuple[int, int]:
                 width, height = image.size
     except Image.DecompressionBombError:
         width = height = 1 << 16  # at least some hundred million pixels, and PIL does not say how many
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError:
+        raise DataError(f"{where}: is not a PNG or JPEG image") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{where}: is not a PNG or JPEG image ({error})") from None
     if width * height > MAX_PIXELS:  # guard: data.images.pixels
         raise ImageTooLarge(f"{where}: {height} x {width} pixels are more than {MAX_PIXELS}; make it smaller")

@@ -21,7 +21,7 @@ from deftly.data.dataset import Dataset
 from deftly.data.store import default_cache
 from deftly.types import DataError
 
-FORMAT = "check-2"  # of what is found: another version looks again
+FORMAT = "check-3"  # of what is found: another version looks again
 QUARANTINE_FILE = "quarantine.jsonl"
 FOLDERS = ("meta", "data", "videos")
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from deftly.contract import Vector
 from deftly.data.dataset import Dataset
 from deftly.data.language.summary import summarise
+from deftly.data.schema import Feature
 from deftly.data.statistics import statistics
 from deftly.types import UsageError
 
@@ -59,12 +60,20 @@ def _headline(dataset: Dataset) -> Table:
     table.add_row("frames", f"{dataset.num_frames:,} at {dataset.fps:g} per second ({float(str(facts['seconds'])) / 60:.1f} minutes)")
     table.add_row("robot", printable(dataset.embodiment.name))
     table.add_row("cameras", printable(cameras or "none"))
+    depth = {name: dataset.features[key] for name, key in dataset.info.cameras(depth=True).items()}
+    if depth:
+        seen = ", ".join(f"{name} {'x'.join(map(str, item.shape))} ({item.dtype}, {_unit(item)})" for name, item in depth.items())
+        table.add_row("depth", printable(seen))
     table.add_row("action kind", dataset.embodiment.action_kind)
     if dataset.extra_names:
         table.add_row("per episode", printable(", ".join(dataset.extra_names)))
     others = [name for name, item in dataset.features.items() if item.is_numeric and name not in ("action", "observation.state")]
     table.add_row("other columns", printable(", ".join(others)))
     return table
+
+
+def _unit(depth: Feature) -> str:
+    return str((depth.info or {}).get("depth_unit") or "no depth_unit")
 
 
 def _vector(title: str, vector: Vector, values: np.ndarray) -> Table:

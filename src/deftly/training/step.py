@@ -34,7 +34,7 @@ def check_batch(objective: Objective, batch: Batch, accumulation: int) -> None:
     for name in objective.reads:
         field, _, key = name.partition(".")
         value = getattr(batch, field, None)
-        if value is None or (key and key not in value):
+        if value is None or (isinstance(value, dict) and (key not in value if key else not value)):
             there = ", ".join(sorted(value)) if key and value else "nothing"
             raise UsageError(
                 f"{kind} reads {name!r}, which the data does not give" + (f" (there is {there})" if key else "") + "; see data"

@@ -1,4 +1,4 @@
-"""Can every frame be decoded, and does each camera show anything? This is the part of a check that takes time."""
+"""Can every frame and distance be decoded, and does each camera show anything? This is the part of a check that takes time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deftly.data.dataset import Dataset
 from deftly.data.images import ImageTooLarge, image_size
 from deftly.data.rows import rows_of_episode
 from deftly.progress import Progress
-from deftly.types import DataError
+from deftly.types import DataError, EpisodeError
 
 AT_ONCE = 256  # frames in memory
 DARK = 3  # of 255: no pixel of the episode is brighter
@@ -19,7 +19,7 @@ FROZEN_S = 2.0  # an episode shorter than this may well show one picture
 
 
 def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
-    """Decode every frame of `episodes`."""
+    """Decode every frame of `episodes`, colours and distances."""
     bombs = [finding for episode in episodes.tolist() for finding in _too_large(dataset, episode)]
     if bombs:  # guard: data.check.image_pixels
         return bombs
@@ -27,7 +27,7 @@ def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
     first_sight: dict[int, np.ndarray] = {}
     dull: dict[tuple[str, str], list[int]] = {}
     if not dataset.cameras:
-        return broken
+        return _measure(dataset, episodes)
     with Progress("check", len(episodes) * len(dataset.cameras), "videos") as progress:
         for episode in episodes.tolist():
             for camera in dataset.cameras:
@@ -42,7 +42,25 @@ def check_pixels(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
                         dull.setdefault((camera, sight), []).append(episode)
                 progress.advance()
     dulls = [_dull(camera, sight, found, len(episodes)) for (camera, sight), found in dull.items()]
-    return [*broken, *dulls, *check_pictures(dataset, first_sight)]
+    return [*broken, *dulls, *check_pictures(dataset, first_sight), *_measure(dataset, episodes)]
+
+
+def _measure(dataset: Dataset, episodes: np.ndarray) -> list[Finding]:
+    """Decode every distance; a depth camera that nobody can read as it is declared is said once, and not an episode's fault."""
+    found = []
+    for camera in dataset.depth_cameras:
+        for episode in episodes.tolist():
+            length = int(dataset.episode_length[episode])
+            try:
+                for begin in range(0, length, AT_ONCE):
+                    dataset.depth(episode, camera, np.arange(begin, min(begin + AT_ONCE, length)))
+            except EpisodeError as error:
+                found.append(_broken(dataset, episode, camera, error))
+            except DataError as error:
+                message = str(error).removeprefix(f"{dataset.root}: ").removeprefix(f"episode {episode}, depth {camera!r}: ")
+                found.append(Finding(code="depth_unread", verdict="warn", field=camera, message=f"depth that is not read: {message}"))
+                break
+    return found
 
 
 def _too_large(dataset: Dataset, episode: int) -> list[Finding]:
@@ -50,7 +68,8 @@ def _too_large(dataset: Dataset, episode: int) -> list[Finding]:
     found = []
     path = dataset.data_path(episode)
     file = path.relative_to(dataset.root).as_posix()
-    for key in [key for key in dataset.info.cameras().values() if dataset.features[key].dtype == "image"]:
+    keys = [*dataset.info.cameras().values(), *dataset.info.cameras(depth=True).values()]
+    for key in [key for key in keys if dataset.features[key].dtype == "image"]:
         for frame, value in enumerate(rows_of_episode(path, episode, [key]).column(key)):
             try:
                 image_size((value.as_py() or {}).get("bytes") or b"", "the image")
