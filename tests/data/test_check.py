@@ -180,6 +180,14 @@ def test_d17_statistics_of_another_kind_of_action_are_refused(tmp_path: Path):
     assert "statistics of other data, or of another kind of action" in str(check(root).refusal)
 
 
+@pytest.mark.parametrize("value", [[10**400], "text", [["a"]], None, [[]]])
+def test_statistics_that_are_no_numbers_are_refused(tmp_path: Path, value: object):
+    root = write_six(tmp_path / "data")
+    stats = storage.read_json(root / "meta/stats.json")
+    (root / "meta/stats.json").write_text(json.dumps({**stats, "action": {**stats["action"], "min": value}}))
+    assert "meta/stats.json: action: 'min' has" in str(check(root).refusal)
+
+
 def test_training_measures_its_own_statistics_and_the_refusal_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     root = write_six(tmp_path / "data")
     (root / "meta/stats.json").write_text("{}")

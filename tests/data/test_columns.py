@@ -1,6 +1,8 @@
+import errno
 import json
 import os
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -84,3 +86,21 @@ def test_writers_at_the_same_time_write_once(tmp_path):
 def test_a_robot_without_state_and_a_dataset_without_frames(tmp_path):
     assert Columns.prepare(FakeDataset(embodiment=robot(state=0)), tmp_path / "a").state.shape == (21, 0)
     assert Columns.prepare(FakeDataset(lengths=(0,)), tmp_path / "b").action.shape == (0, 4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="space is reserved on Linux")
+def test_a_full_disk_is_an_error_that_names_the_file_before_anything_is_mapped(tmp_path, monkeypatch):
+    """The space of a mapped file is taken beforehand: a page that finds no room kills the process (SIGBUS)."""
+    taken = []
+
+    def full(descriptor, offset, length):
+        taken.append(length)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    dataset = FakeDataset()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*state\.bin"):
+            Columns.prepare(dataset, tmp_path)
+    assert taken == [dataset.num_frames * len(dataset.embodiment.state) * 4]
+    assert np.array_equal(Columns.prepare(dataset, tmp_path).state, dataset.state)

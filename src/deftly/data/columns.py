@@ -63,7 +63,9 @@ def _write(dataset: Dataset, folder: Path) -> None:
         path.touch()  # of a robot without state, or a dataset without frames
     targets = {}
     if dataset.num_frames:
-        targets = {name: np.memmap(files[name], np.float32, "w+", shape=(dataset.num_frames, dim)) for name, dim in dims.items()}
+        for name, dim in dims.items():
+            storage.reserve(files[name], dataset.num_frames * dim * 4)
+        targets = {name: np.memmap(files[name], np.float32, "r+", shape=(dataset.num_frames, dim)) for name, dim in dims.items()}
     for episodes, values in dataset.chunks(list(dims)):
         ends = np.cumsum(np.diff(dataset.episode_start)[episodes])
         for episode, end in zip(episodes.tolist(), ends.tolist(), strict=True):

@@ -144,8 +144,7 @@ def _build(dataset: Dataset, homes: dict[str, Path], image_size: int, workers: i
     try:
         for folder in temporary.values():
             folder.mkdir()
-            with open(folder / FRAMES, "wb") as file:
-                _reserve(file.fileno(), num_bytes)
+            storage.reserve(folder / FRAMES, num_bytes)
         _fill(dataset, {camera: folder / FRAMES for camera, folder in temporary.items()}, image_size, workers)
         for camera, folder in temporary.items():
             with open(folder / FRAMES, "rb") as file:
@@ -159,14 +158,6 @@ def _build(dataset: Dataset, homes: dict[str, Path], image_size: int, workers: i
         for folder in temporary.values():
             shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _reserve(file: int, num_bytes: int) -> None:
-    """Take the space now: a disk that fills up later would show as a bus error."""
-    if sys.platform == "linux" and num_bytes:
-        os.posix_fallocate(file, 0, num_bytes)
-    else:
-        os.ftruncate(file, num_bytes)
 
 
 def _fill(dataset: Dataset, paths: dict[str, Path], image_size: int, workers: int) -> None:

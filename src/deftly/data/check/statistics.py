@@ -47,7 +47,7 @@ def _check(name: str, stored: Any, values: np.ndarray) -> list[Finding]:
     for key in NEEDED:
         try:
             given = np.asarray(known[key], np.float64).reshape(-1)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             given = np.zeros(0)
         if given.shape != reach.shape:
             return [_finding("statistics_differ", name, f"{key!r} has {len(given)} numbers, the rows {len(reach)}")]
