@@ -239,6 +239,22 @@ def test_a_finished_recording_is_left_alone(tmp_path):
     assert Dataset.open(tmp_path / "data").num_episodes == Dataset.open(tmp_path / "closed").num_episodes == 1
 
 
+def test_a_closed_recorder_leaves_alone_what_another_records(tmp_path):
+    closed = Recorder(tmp_path / "data", robot(), extra=EXTRA)
+    record(closed, 0)
+    closed.close()
+    with Recorder(tmp_path / "data", robot(), extra=EXTRA, resume=True) as recorder:
+        for i in range(length_of(1)):
+            if i == 1:
+                closed.discard_episode()
+                closed.close()
+            images, state, action, force = frame_of(1, i)
+            recorder.add_frame(images, state, action, {"force": force})
+        assert recorder.save_episode("x") == 1
+        recorder.finish()
+    assert Dataset.open(tmp_path / "data").episode_length.tolist() == [length_of(0), length_of(1)]
+
+
 def test_a_recording_goes_on_only_when_asked_and_only_with_the_same_robot(tmp_path):
     root = tmp_path / "data"
     with Recorder(root, robot(), extra=EXTRA, resume=True) as recorder:

@@ -214,7 +214,9 @@ class Recorder:
         pq.write_table(arrow_table(schema, vectors, encoded), directory / ROWS, **PARQUET)
 
     def discard_episode(self) -> None:
-        """Forget the frames since the last save."""
+        """Forget the frames since the last save. A recorder that is closed has none: what is there now is another's, and stays."""
+        if self._over:
+            return
         for writer in self._videos.values():
             writer.abort()
         self._forget()
