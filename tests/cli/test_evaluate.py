@@ -11,10 +11,12 @@ from PIL import Image
 
 from deftly import agent, storage
 from deftly.cli import evaluate, play, report
+from deftly.contract import Vector
 from deftly.evaluation.closed_loop import Bench, Job, Task
 from deftly.evaluation.plan import Plan, name_for
 from deftly.randomness import seed_of
 from deftly.rollout import Episode
+from deftly.sim.tabletop import TabletopConfig
 from deftly.types import DataError, UsageError
 from evaluation.small_run import small_run
 from small_data import write_dataset
@@ -76,6 +78,37 @@ def test_a_robot_is_chosen_by_its_name(run: Path) -> None:
             command[0].main([*command[1:], "--robot", "nobody"])
         assert "\n" not in str(caught.value)
     assert sorted((run / "evaluation").iterdir()) == before
+
+
+def test_a_policy_of_a_mixture_is_judged_and_played_as_the_robot_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first robot is another one, with fewer joints: the world is that of the second."""
+    demo = TabletopConfig(image_size=24).embodiment()
+    narrow = Vector(names=demo.action.names[:2], units=demo.action.units[:2])
+    run = tmp_path / "run"
+    small_run(run, before=[demo.replace(name="crane", action=narrow, state=narrow, mirror=None)])
+    assert agent.load(run).embodiment.name == "crane"
+    assert len(agent.load(run, robot=demo.name).embodiment.action) == len(demo.action)
+    commands = {
+        evaluate: [str(run), "--episodes", "1", "--baselines", "no_op", *FLAGS],
+        play: [str(run), "pick up the red cup", "--out", str(tmp_path / "played.gif"), "--no-window"],
+    }
+    for command, arguments in commands.items():
+        for robot in ([], ["--robot", "crane"]):
+            with pytest.raises(DataError, match="does not match") as caught:
+                command.main([*arguments, *robot])
+            assert "\n" not in str(caught.value)
+        with pytest.raises(UsageError, match=f"does not act for a robot 'arm7'; it knows crane, {re.escape(demo.name)}"):
+            command.main([*arguments, "--robot", "arm7"])
+    assert not (tmp_path / "played.gif").exists()
+    evaluate.main([*commands[evaluate], "--robot", demo.name])
+    assert "0/1 [0, 79]" in capsys.readouterr().out
+    (plan,) = (run / "evaluation").glob("*/plan.json")
+    assert storage.read_json(plan)["robot"] == demo.name
+    rows = list(storage.read_lines(plan.parent / "episodes.jsonl"))
+    assert {row["outcome"] for row in rows} <= {"timeout", "success", "wrong_object"}
+    assert not any(row.get("error") for row in rows)
+    play.main([*commands[play], "--robot", demo.name])
+    assert (tmp_path / "played.gif").stat().st_size
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", ".hidden", "a/b", "/tmp/x"])

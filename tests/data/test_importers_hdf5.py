@@ -1,7 +1,6 @@
 """HDF5 files become datasets: every value, nothing from outside of the file, and nothing at all when something is wrong."""
 
 import json
-import re
 import subprocess
 import sys
 import tarfile
