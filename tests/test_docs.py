@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ import torch
 
 import deftly
 from batches import build_policy, random_batch
+from deftly.cli import data
 from deftly.cli.main import COMMANDS
+from deftly.data.tables_v2 import VERSIONS
 from deftly.models.policy import PolicyConfig
 from deftly.recipes import RECIPES
 from deftly.rollout import rollout
@@ -25,8 +28,9 @@ from deftly.types import Clock, Observation, World
 
 REPOSITORY = Path(__file__).parent.parent
 SOURCE = Path(deftly.__file__).parent
-PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]
+PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("docs/data/*.md")]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+KINDS = set(get_args(get_args(get_type_hints(data.import_, include_extras=True)["kind"])[0]))
 IMPORT_NAMES = {"pillow": "PIL"}
 
 
@@ -65,10 +69,23 @@ def test_commands_and_recipes_exist(page: Path):
     text = page.read_text()
     words = set(re.findall(r"\bdeftly ([a-z]+)\b(?=[^a-z]*[A-Z`\n]|  )", text)) & set(re.findall(r"`deftly ([a-z]+)", text))
     assert words <= set(COMMANDS)
+    assert set(re.findall(r"deftly data[ \n]([a-z]+)\b", text)) <= set(data.COMMANDS)
+    assert set(re.findall(r"deftly data import ([a-z][a-z0-9.-]*)", text)) <= KINDS
     assert set(re.findall(r"deftly train ([a-z]+)\b(?![./])", text)) <= {*RECIPES, "my"}
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in re.findall(r"`?\bmake (demo|check|test|proof|clean|setup)\b", text):
         assert f"\n{target}:" in makefile
+
+
+def test_the_readme_names_every_command():
+    text = (REPOSITORY / "README.md").read_text()
+    listing = text.split("## Commands")[1].split("```")[1]
+    assert set(re.findall(r"^deftly ([a-z]+)", listing, re.M)) == set(COMMANDS)
+    assert {word for group in re.findall(r"^deftly data ([a-z|]+)", listing, re.M) for word in group.split("|")} == set(data.COMMANDS)
+    assert set(re.search(r"^deftly train ([a-z0-9|]+)", listing, re.M)[1].split("|")) == set(RECIPES)  # type: ignore[index]
+    own = text.split("## Your own robot's data")[1].split("## Commands")[0]
+    assert [kind for kind in KINDS if f"`{kind}`" not in own] == []
+    assert [version for version in ("v3.0", *VERSIONS) if version not in own] == []
 
 
 def imported() -> set[str]:

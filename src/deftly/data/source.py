@@ -64,7 +64,7 @@ class DataConfig(Config):
     """Which data, how much of it a sample sees, and how it is prepared."""
 
     path: Path
-    """A LeRobotDataset v3.0 folder."""
+    """A LeRobotDataset folder: v3.0, v2.1 or v2.0, read where it is."""
     cameras: tuple[str, ...] | None = None
     """The cameras that the policy sees; all of them by default."""
     depth: tuple[str, ...] = ()

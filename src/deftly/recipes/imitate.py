@@ -1,4 +1,4 @@
-"""Imitation on any LeRobot v3.0 dataset: your own robot's demonstrations, two lines to change.
+"""Imitation on any LeRobot dataset (v3.0, v2.1, v2.0): your own robot's demonstrations, two lines to change.
 
     deftly train imitate --data.path DIR
 
