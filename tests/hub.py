@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 COMMITS = {"main": "a" * 40, "v1": "b" * 40}
 LARGE = 2000  # bytes from which a file is listed with a sha256, as LFS does
+FOREVER = 200 << 20  # bytes
 
 
 @dataclass
@@ -27,7 +29,9 @@ class Hub:
     sha: dict[str, str] = field(default_factory=lambda: dict(COMMITS))
     served: dict[str, bytes] = field(default_factory=dict)  # other bytes than those that are listed
     listed: list[dict[str, Any]] = field(default_factory=list)  # further entries of the listing
-    gone_after: int | None = None  # downloads before the hub answers 503
+    gone_after: int | None = None  # downloads before the hub answers 403
+    endless: str | None = None  # a file whose bytes do not end
+    sent: int = 0  # bytes of it
     downloads: list[str] = field(default_factory=list)
     questions: list[str] = field(default_factory=list)
 
@@ -88,7 +92,17 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                     return self.answer(403, b"", {})
                 hub.downloads.append(name)
             data = hub.served.get(name, hub.files.get(name, b""))
+            if name == hub.endless and self.command == "GET":
+                return self.go_on(commit)
             return self.answer(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit})
+
+        def go_on(self, commit: str) -> None:
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", commit)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while hub.sent < FOREVER:
+                    hub.sent += self.wfile.write(bytes(1 << 20))
 
         do_HEAD = do_GET
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from deftly.data.dataset import Dataset
 from deftly.data.pull import check_name, pull
 from deftly.types import DataError, UsageError
 from guards import guards
-from hub import COMMITS, LARGE, Hub, files_of, serve
+from hub import COMMITS, FOREVER, LARGE, Hub, files_of, serve
 from recordings import write
 
 
@@ -72,10 +73,27 @@ def test_other_bytes_than_listed_are_not_kept(hub, files, tmp_path, name, damage
     with pytest.raises(UsageError) as caught:
         pull("lab/mugs", tmp_path / "mugs", endpoint=hub.endpoint)
     assert "is not what the hub lists for commit aaaaaaaaaaaa" in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "mugs").exists()
     hub.served.clear()
     pull("lab/mugs", tmp_path / "mugs", endpoint=hub.endpoint)
     assert (tmp_path / "mugs" / name).read_bytes() == files[name]
+
+
+@guards("data.pull.size")
+@pytest.mark.parametrize("name", ["meta/info.json", "videos/observation.images.head/chunk-000/file-000.mp4"])
+def test_a_file_that_does_not_end_is_broken_off_at_its_listed_size(hub, tmp_path, name):
+    hub.endless = name
+    message = f"{re.escape(name)} is not what the hub lists for commit a{{12}}: more than its {len(hub.files[name])} bytes came"
+    with pytest.raises(DataError, match=message) as caught:
+        pull("lab/mugs", tmp_path / "mugs", endpoint=hub.endpoint)
+    assert "\n" not in str(caught.value)
+    assert hub.sent < FOREVER / 2
+    assert not (tmp_path / "mugs").exists()
+    assert not (tmp_path / ".mugs.pull/dataset" / name).exists()
+    assert not list((tmp_path / ".mugs.pull").rglob("*.incomplete"))
+    hub.endless = None
+    assert pull("lab/mugs", tmp_path / "mugs", endpoint=hub.endpoint).commit == COMMITS["main"]
 
 
 NAMES = [

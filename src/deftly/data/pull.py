@@ -1,8 +1,8 @@
 """Fetching a LeRobot dataset from the Hugging Face hub: one commit of it, every file checked, whole or not at all.
 
 The only code of deftly that reaches the network. Names, sizes and digests are what the hub lists for the commit; a name that is no plain
-relative path is refused before anything is fetched, and a file whose bytes are not those is not kept. Only meta/, data/, videos/ and the
-card are fetched: never code.
+relative path is refused before anything is fetched, a file of which more comes than is listed is broken off there, and one whose bytes are
+not those is not kept. Only meta/, data/, videos/ and the card are fetched: never code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import tqdm
 
 from deftly import storage
 from deftly.data.metadata import sync_tree
@@ -88,6 +89,7 @@ def pull(repo: str, target: Path, *, revision: str | None = None, endpoint: str 
     if not re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", repo):
         raise UsageError(f"{repo!r} is not the name of a dataset on the hub, as in lerobot/pusht")
     target = Path(target)
+    constants.HF_HUB_DISABLE_XET = True  # its transfers are not counted on the way; every file can be had over HTTP too
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target}: exists already; choose another folder, or remove it first")
     work = target.with_name(f".{target.name}.pull")
@@ -165,11 +167,17 @@ class _Pull:
     def _fetch(self, commit: str, file: RemoteFile) -> RemoteFile:
         path = storage.inside(self._root, file.name)
         path.unlink(missing_ok=True)  # it is there, and it is not what it should be
-        options: dict[str, Any] = {"repo_type": "dataset", "revision": commit, "local_dir": self._root}
+        what = f"{self._repo}: {file.name} is not what the hub lists for commit {commit[:12]}"
+        options: dict[str, Any] = {
+            "repo_type": "dataset",
+            "revision": commit,
+            "local_dir": self._root,
+            "tqdm_class": _counted(what, file.size),
+        }
         _asked(f"{self._repo}: {file.name}", lambda: self._api.hf_hub_download(self._repo, file.name, **options))
         if not file.matches(storage.inside(self._root, file.name)):  # guard: data.pull.bytes
             path.unlink(missing_ok=True)
-            raise DataError(f"{self._repo}: {file.name} is not what the hub lists for commit {commit[:12]}; pull again, or tell its owner")
+            raise DataError(f"{what}; pull again, or tell its owner")
         return file
 
     def _require_nothing_else(self, files: list[RemoteFile]) -> None:
@@ -177,6 +185,23 @@ class _Pull:
         extra = sorted(there - {file.name for file in files} - {SOURCE_PATH})
         if extra:
             raise DataError(f"{self._root}: holds {extra[0]!r}, which nobody fetched; remove this folder and pull again")
+
+
+def _counted(what: str, size: int) -> type[tqdm]:
+    """The client's progress bar, which is told of bytes before they are written: it lets no more than `size` of them pass."""
+
+    class Counted(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.received = int(options.get("initial") or 0)
+            super().__init__(*arguments, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += int(n or 0)
+            if self.received > size:  # guard: data.pull.size
+                raise DataError(f"{what}: more than its {size} bytes came; pull again, or tell its owner")
+            return super().update(n)
+
+    return Counted
 
 
 def check_name(name: Any, repo: str) -> None:
