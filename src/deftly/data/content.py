@@ -21,7 +21,7 @@ from jaxtyping import Int64
 
 from deftly.data import video
 from deftly.data.index import EpisodeIndex
-from deftly.data.parquet import is_part_of, open_parquet
+from deftly.data.parquet import leaf_paths, open_parquet
 from deftly.data.rows import read_rows, read_texts, row_files
 from deftly.data.schema import DEFAULT_FEATURES, Info
 from deftly.data.tables import group_bounds
@@ -91,21 +91,20 @@ def _group_digests(path: Path, key: str, state: tuple[int, ...] | None) -> tuple
     with open_parquet(path) as file, open(path, "rb") as raw:
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         bounds = np.array([group_bounds(group) for group in groups], np.int64).reshape(-1, 2)
-        digests = b"".join(_group_digest(group, key, raw) for group in groups)
+        leaves = [i for i, parts in enumerate(leaf_paths(file)) if parts[0] == key]
+        digests = b"".join(_group_digest(group, leaves, raw) for group in groups)
     return bounds[:, 0], bounds[:, 1], np.frombuffer(digests, np.uint8).reshape(-1, 32)
 
 
-def _group_digest(group: pq.RowGroupMetaData, key: str, raw: BinaryIO) -> bytes:
+def _group_digest(group: pq.RowGroupMetaData, leaves: Sequence[int], raw: BinaryIO) -> bytes:
     digest = hashlib.sha256(group.num_rows.to_bytes(8, "little"))
-    for i in range(group.num_columns):
-        column = group.column(i)
-        if is_part_of(column.path_in_schema, key):
-            left = column.total_compressed_size
-            digest.update(left.to_bytes(8, "little", signed=True))
-            raw.seek(max(0, column.dictionary_page_offset or column.data_page_offset))
-            while left > 0 and (data := raw.read(min(_READ_BYTES, left))):  # no more than there is, whatever the footer says
-                digest.update(data)
-                left -= len(data)
+    for column in map(group.column, leaves):
+        left = column.total_compressed_size
+        digest.update(left.to_bytes(8, "little", signed=True))
+        raw.seek(max(0, column.dictionary_page_offset or column.data_page_offset))
+        while left > 0 and (data := raw.read(min(_READ_BYTES, left))):  # no more than there is, whatever the footer says
+            digest.update(data)
+            left -= len(data)
     return digest.digest()
 
 

@@ -71,12 +71,11 @@ def _schema_size(thrift: _Thrift) -> int | None:
 def check_columns(path: Path, file: pq.ParquetFile, names: Sequence[str] | None, groups: Sequence[int], values: Mapping[str, int]) -> None:
     """Refuse columns that would decode to more than they may: in bytes per byte on disk, and in values (name -> per row, where known)."""
     metadata, size = file.metadata, path.stat().st_size
-    leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-    known, wanted = values if names is None else names, []
-    for i, leaf in enumerate(leaves):
-        column = next((name for name in known if is_part_of(leaf.path, name)), leaf.path if names is None else None)
-        if column is not None:
-            wanted.append((i, column, leaf.max_repetition_level > 0))
+    wanted = []
+    for i, parts in enumerate(leaf_paths(file)):
+        # What pyarrow decodes for a name: the column of that name, and what lies at that path in a struct.
+        if names is None or any(".".join(parts[:n]) in names for n in range(1, len(parts) + 1)):
+            wanted.append((i, parts[0], metadata.schema.column(i).max_repetition_level > 0))
     decoded, counts, rows = 0, dict[str, int](), 0
     with open(path, "rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for group in map(metadata.row_group, groups):
@@ -96,9 +95,12 @@ def check_columns(path: Path, file: pq.ParquetFile, names: Sequence[str] | None,
             raise DataError(f"{path}: {name} holds {count} values in {rows} rows, expected at most {most}")
 
 
-def is_part_of(path: str, column: str) -> bool:
-    """Whether a leaf of the schema belongs to a column, by its path; names of columns hold dots as well."""
-    return path == column or path.startswith(column + ".")
+def leaf_paths(file: pq.ParquetFile) -> list[tuple[str, ...]]:
+    """Of every leaf of the schema, in the order of a row group's columns: its column, then the way to it through lists and structs.
+
+    Joined by dots they do not say it: `action` and `action.original` can be two columns of one file.
+    """
+    return [tuple(parts) for parts in file.reader.column_paths]
 
 
 def _pages(path: Path, data: mmap.mmap, chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
