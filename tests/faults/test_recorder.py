@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +30,35 @@ from small_data import robot
 PATHS = [str(Path(deftly.__file__).parents[1]), str(Path(robot_session.__file__).parent)]
 
 
-def session(root: Path, episodes: int, *more: int) -> subprocess.Popen[str]:
-    command = [sys.executable, robot_session.__file__, str(root), str(episodes), *map(str, more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)})
+class Session:
+    """A process that records `episodes` into `root`; with `kill_at` it dies before that durable operation."""
+
+    def __init__(self, station: socket.socket, root: Path, episodes: int, kill_at: int | None = None) -> None:
+        read, write = os.pipe()
+        socket.send_fds(station, [json.dumps([str(root), episodes, kill_at]).encode()], [write])
+        os.close(write)
+        self.stdout = os.fdopen(read)
+        self._answers = station.makefile("r", buffering=1)
+        self.pid = int(self._answers.readline())
+
+    def wait(self) -> tuple[int, str]:
+        """(exit code, the negative signal of a killed one; what it still said)."""
+        with self.stdout, self._answers:
+            said = self.stdout.read()
+            return int(self._answers.readline()), said
+
+
+@pytest.fixture(scope="module")
+def station() -> Iterator[socket.socket]:
+    """Where the sessions are forked, one at a time: see robot_session.py."""
+    here, there = socket.socketpair()
+    command = [sys.executable, robot_session.__file__, str(there.fileno())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)}
+    with here, subprocess.Popen(command, pass_fds=[there.fileno()], env=environment) as process:
+        there.close()
+        yield here
+        here.close()
+        assert process.wait(60) == 0
 
 
 def require_episodes(root: Path, count: int) -> None:
@@ -65,21 +94,20 @@ def whole(tmp_path_factory) -> Path:
     return root
 
 
-def kill_and_open(tmp_path: Path, seed: int, kills: int, episodes: int) -> None:
+def kill_and_open(station: socket.socket, tmp_path: Path, seed: int, kills: int, episodes: int) -> None:
     """Kill the session `kills` times at random moments; after each, a copy opens with everything that was reported as saved."""
     draw, root, saved = np.random.default_rng(seed), tmp_path / "data", 0
     for kill in range(kills):
-        process = session(root, episodes)
-        assert process.stdout is not None
+        session = Session(station, root, episodes)
         wanted, reported = int(draw.integers(0, 4)), saved
-        while wanted >= 0 and (line := process.stdout.readline()):
+        while wanted >= 0 and (line := session.stdout.readline()):
             reported = reported + 1 if line.startswith("saved") else reported
             wanted -= 1
         time.sleep(float(draw.uniform(0, 0.05)))
-        process.send_signal(signal.SIGKILL)
-        reported += sum(line.startswith("saved") for line in process.stdout)
-        process.wait()
-        process.stdout.close()
+        os.kill(session.pid, signal.SIGKILL)
+        code, said = session.wait()
+        assert code == -signal.SIGKILL
+        reported += said.count("saved")
         copy = tmp_path / f"copy-{kill}"
         shutil.copytree(root, copy)
         there = Dataset.open(copy).num_episodes
@@ -87,54 +115,49 @@ def kill_and_open(tmp_path: Path, seed: int, kills: int, episodes: int) -> None:
         require_episodes(copy, there)
         shutil.rmtree(copy)
         saved = there
-    process = session(root, saved + 2)
-    process.communicate()
-    assert process.returncode == 0
+    assert Session(station, root, saved + 2).wait()[0] == 0
     require_episodes(root, saved + 2)
 
 
-def test_episodes_survive_kill_9(tmp_path):
-    kill_and_open(tmp_path, seed=0, kills=3, episodes=10_000)
+def test_episodes_survive_kill_9(station, tmp_path):
+    kill_and_open(station, tmp_path, seed=0, kills=3, episodes=10_000)
 
 
 @pytest.mark.slow
-def test_episodes_survive_kill_9_at_20_moments(tmp_path):
-    kill_and_open(tmp_path, seed=1, kills=20, episodes=10_000)
+def test_episodes_survive_kill_9_at_20_moments(station, tmp_path):
+    kill_and_open(station, tmp_path, seed=1, kills=20, episodes=10_000)
 
 
-def die_before(tmp_path: Path, whole: Path, step: int) -> bool:
+def die_before(station: socket.socket, tmp_path: Path, whole: Path, step: int) -> bool:
     """One session that dies before its durable operation `step`; False when it lived through all of them."""
     root = tmp_path / f"data-{step}"
-    process = session(root, 4, step)
-    output, _ = process.communicate()
-    if process.returncode == 0:
+    code, said = Session(station, root, 4, step).wait()
+    if code == 0:
         assert hashes(root) == hashes(whole)
         return False
-    reported = output.count("saved")
-    if reported:
+    assert code == -signal.SIGKILL
+    if reported := said.count("saved"):
         there = Dataset.open(root).num_episodes
         assert there in (reported, reported + 1)
         require_episodes(root, there)
         if there == 4:
             assert hashes(root) == hashes(whole), "finished by who opens it, to the same bytes"
     else:
-        process = session(root, 4)
-        process.communicate()
-        assert process.returncode == 0
+        assert Session(station, root, 4).wait()[0] == 0
         assert hashes(root) == hashes(whole)
     shutil.rmtree(root)
     return True
 
 
-def test_a_death_while_finishing_changes_nothing(tmp_path, whole):
+def test_a_death_while_finishing_changes_nothing(station, tmp_path, whole):
     for step in (39, 62, 76):
-        die_before(tmp_path, whole, step)
+        die_before(station, tmp_path, whole, step)
 
 
 @pytest.mark.slow
-def test_a_death_before_any_durable_operation_loses_at_most_one_episode(tmp_path, whole):
+def test_a_death_before_any_durable_operation_loses_at_most_one_episode(station, tmp_path, whole):
     step = 0
-    while die_before(tmp_path, whole, step):
+    while die_before(station, tmp_path, whole, step):
         step += 1
     print(f"\n{step} durable operations, killed before each of them: no saved episode lost")
     assert step > 50
