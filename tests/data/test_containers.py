@@ -194,3 +194,12 @@ def test_a_damaged_group_is_an_error_and_never_a_stale_frame(tmp_path, coder):
             assert not any(stale)
         assert np.array_equal(decode(other, 0.0, FPS, np.arange(8), SIDE, SIDE), everything[:8])  # the others are not lost
     assert refused == 12
+
+
+def test_a_file_that_is_no_video_is_named_once_and_whole(tmp_path):
+    path = tmp_path.joinpath(*["a-folder-with-a-long-name"] * 8) / "file-000.mp4"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"nothing" * 100)
+    with pytest.raises(DataError) as caught:
+        containers.open_video(path)
+    assert str(caught.value) == f"{path}: cannot be decoded (Invalid data found when processing input); the file is truncated or corrupt"

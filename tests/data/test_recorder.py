@@ -6,12 +6,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deftly import storage
 from deftly.contract import Camera
+from deftly.data import recording
 from deftly.data.dataset import Dataset
 from deftly.data.recorder import Recorder
 from deftly.data.recording import RECORDING, recover
@@ -291,6 +294,64 @@ def test_nothing_saved_is_not_a_dataset(tmp_path):
     with pytest.raises(DataError, match="no episode was saved in this recording"):
         Dataset.open(tmp_path / "data")
     recover(tmp_path)  # no recording there: nothing to do
+
+
+def stranger(tmp_path: Path) -> Path:
+    """The last episode of an unfinished recording that keeps images as images."""
+    with Recorder(tmp_path / "data", robot(), extra=EXTRA, images={"wrist": "image"}) as recorder:
+        record(recorder, 0)
+        record(recorder, 1)
+    return tmp_path / "data" / RECORDING / "episode-00000001"
+
+
+def sealed(folder: Path, table: pa.Table) -> None:
+    """Rows of another's making, under a manifest that fits them."""
+    pq.write_table(table, folder / "rows.parquet")
+    about = {name: value for name, value in storage.read_json(folder / storage.MANIFEST).items() if name != "files"}
+    (folder / storage.MANIFEST).unlink()
+    storage.write_manifest(folder, about)
+
+
+@guards("data.tables.twice")
+def test_a_column_that_is_there_twice_is_refused_in_one_line(tmp_path):
+    folder = stranger(tmp_path)
+    table = pq.read_table(folder / "rows.parquet")
+    sealed(folder, pa.Table.from_arrays([*table.columns, table.column("action")], names=[*table.column_names, "action"]))
+    with pytest.raises(DataError, match=r"episode-00000001/rows\.parquet: has 2 columns 'action'; .*; move .*episode-00000001 away"):
+        Dataset.open(tmp_path / "data")
+
+
+def test_a_path_that_is_no_text_beside_an_image_is_nobodys_concern(tmp_path):
+    folder = stranger(tmp_path)
+    table = pq.read_table(folder / "rows.parquet")
+    at, count = table.column_names.index("observation.images.wrist"), table.num_rows
+    paths = pa.StringArray.from_buffers(count, pa.py_buffer(np.arange(count + 1, dtype=np.int32)), pa.py_buffer(b"\xff" * count))
+    images = [value["bytes"].as_py() for value in table.column(at)]
+    wrong = pa.StructArray.from_arrays([pa.array(images, pa.binary()), paths], names=["bytes", "path"])
+    sealed(folder, table.set_column(at, "observation.images.wrist", wrong))
+    dataset = Dataset.open(tmp_path / "data")
+    assert np.array_equal(dataset.frames(1, "wrist"), np.stack([frame_of(1, i)[0]["wrist"] for i in range(count)]))
+
+
+@pytest.mark.parametrize("what", ["read_episode", "finish"])
+def test_what_pyarrow_refuses_is_one_line(tmp_path, monkeypatch, what):
+    stranger(tmp_path)
+
+    def refused(*_: object) -> None:
+        raise pa.ArrowInvalid("a value\nthat nobody foresaw")
+
+    monkeypatch.setattr(recording if what == "read_episode" else recording.DatasetWriter, what, refused)
+    with pytest.raises(DataError, match="a value") as caught:
+        Dataset.open(tmp_path / "data")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "data") in str(caught.value)
+
+
+def test_a_plan_that_no_json_can_hold_is_refused(tmp_path):
+    plan = stranger(tmp_path).parent / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "about": {"height": float("nan")}}))
+    with pytest.raises(DataError, match=r"plan\.json: `about` holds numbers that are not finite"):
+        Dataset.open(tmp_path / "data")
 
 
 @guards("data.recording.link")

@@ -53,8 +53,9 @@ def video_stream(container: Any, path: Path) -> Any:
 
 
 def broken(path: Path, error: Exception | str) -> DataError:
-    text = " ".join(str(error).split())
-    return DataError(f"{path}: cannot be decoded ({text[:120]}); the file is truncated or corrupt")
+    """What went wrong with a file; its path comes once, whole, and not as the decoder repeats it."""
+    reason = error.strerror if isinstance(error, FFmpegError) and error.strerror else error
+    return DataError(f"{path}: cannot be decoded ({' '.join(str(reason).split())}); the file is truncated or corrupt")
 
 
 class Reader:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64, UInt8
 from deftly.data.images import decode_depth, decode_image
 from deftly.data.rows import rows_of_episode
 from deftly.data.schema import Feature
+from deftly.data.tables import image_bytes
 from deftly.types import DataError, EpisodeError
 
 
@@ -54,8 +55,7 @@ def _encoded(path: Path, number: int, key: str, indices: np.ndarray, where: str)
     for row, index in enumerate(indices.tolist()):
         if index >= len(column):
             raise EpisodeError(f"{where}: {path} holds {len(column)} rows of it, asked for frame {index}", number, "rows")
-        value = column[index].as_py()
-        yield row, value.get("bytes") if isinstance(value, dict) else None, f"{where}: {path}: {key} frame {index}"
+        yield row, image_bytes(column[index]), f"{where}: {path}: {key} frame {index}"
 
 
 @functools.lru_cache(maxsize=2)  # an episode is asked for in several pieces, and by camera and depth in turn

@@ -14,6 +14,7 @@ episodes are there, and putting them together again gives the same bytes. What d
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -23,12 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from deftly import storage
 from deftly.contract import Embodiment
 from deftly.data.images import MAX_IMAGE_BYTES
+from deftly.data.parquet import first_line
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, IMAGES, INFO_PATH, STATE, Feature, Storage, features_of
-from deftly.data.tables import read_table, to_numpy
+from deftly.data.tables import image_bytes, read_table, to_numpy
 from deftly.data.video import VideoClip
 from deftly.data.writer import DatasetWriter, EpisodeData, Images
 from deftly.types import DataError, UsageError
@@ -62,6 +65,8 @@ class Plan:
         embodiment, images, extra, about = (values.get(name) or {} for name in ("embodiment", "images", "extra", "about"))
         if not all(isinstance(part, dict) for part in (images, extra, about)) or not _are_names(extra):
             raise DataError(f"{path}: the plan is damaged; copy the recording again")
+        if not _is_json(about):
+            raise DataError(f"{path}: `about` holds numbers that are not finite, which JSON has no word for; mend it")
         if not set(map(str, images.values())) <= {"video", "image"}:
             raise DataError(f"{path}: images are kept as video or image, not {str(list(images.values()))[:60]}")
         return cls(Embodiment.parse(embodiment, where=str(path)), images, {name: tuple(names) for name, names in extra.items()}, about)
@@ -77,6 +82,14 @@ class Plan:
 
     def writer(self, root: Path) -> DatasetWriter:
         return DatasetWriter(root, self.embodiment, images=self.images, extra=self.extra, about=self.about)
+
+
+def _is_json(values: Any) -> bool:
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _are_names(extra: Any) -> bool:
@@ -142,7 +155,7 @@ def read_episode(folder: Path, plan: Plan) -> EpisodeData:
     vectors, images = {}, {}
     for name, feature in columns.items():
         if feature.is_camera:
-            images[name.removeprefix(IMAGES)] = [_encoded(value.as_py(), f"{where}: {name}") for value in table.column(name)]
+            images[name.removeprefix(IMAGES)] = [_encoded(image_bytes(value), f"{where}: {name}") for value in table.column(name)]
         else:
             vectors[name] = to_numpy(table.column(name), f"{where}: {name}").reshape(length, -1)
     clips: dict[str, Images] = {
@@ -165,9 +178,8 @@ def clip_name(camera: int) -> str:
     return f"camera-{camera}.mp4"
 
 
-def _encoded(value: Any, where: str) -> bytes:
-    data = value.get("bytes") if isinstance(value, dict) else None
-    if not isinstance(data, bytes) or len(data) > MAX_IMAGE_BYTES:
+def _encoded(data: bytes | None, where: str) -> bytes:
+    if data is None or len(data) > MAX_IMAGE_BYTES:
         raise DataError(f"{where}: an image is missing or larger than {MAX_IMAGE_BYTES} bytes")
     return data
 
@@ -207,9 +219,14 @@ def assemble(root: Path) -> Path:
         for path in episodes:
             try:
                 writer.add(read_episode(path, plan))
-            except DataError as error:
-                raise DataError(f"{error}; move {path} away and rename the later episodes to go on without it") from None
-        writer.finish()
+            except (DataError, pa.ArrowException) as error:  # a DataError of our own, and what pyarrow says of values that nobody foresaw
+                why = str(error) if isinstance(error, DataError) else f"{path}: cannot be written ({first_line(error)})"
+                raise DataError(f"{why}; move {path} away and rename the later episodes to go on without it") from None
+        try:
+            writer.finish()
+        except pa.ArrowException as error:
+            why = f"what its episodes say about themselves does not fit into one table ({first_line(error)})"
+            raise DataError(f"{root}: {why}; make the extra values in {folder} of one kind") from None
     for name in PARTS:
         if name == PARTS[-1]:
             storage.sync_directory(root)  # what meta/ speaks of is there before it

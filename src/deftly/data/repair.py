@@ -31,7 +31,7 @@ from deftly.data.parquet import open_parquet
 from deftly.data.renumber import mended_metadata
 from deftly.data.salvage import pattern_for, pattern_of, salvage
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Feature
-from deftly.data.tables import read_table, to_numpy
+from deftly.data.tables import image_bytes, read_table, to_numpy
 from deftly.data.thrift import Struct
 from deftly.data.video import VideoClip
 from deftly.data.writer import DatasetWriter, EpisodeData, Images
@@ -267,7 +267,7 @@ class _Copy:
         images: dict[str, Images] = {}
         for camera, key in self.cameras.items():
             if dataset.features[key].dtype == "image":
-                images[camera] = [(value.as_py() or {}).get("bytes") or b"" for value in piece.table.column(key)]
+                images[camera] = [image_bytes(value) or b"" for value in piece.table.column(key)]
             else:
                 path, start_s = dataset.video_place(piece.episode, camera)
                 clip = self.work / "clips" / f"{camera}.mp4"

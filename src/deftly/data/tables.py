@@ -35,6 +35,8 @@ def read_table(
         for name in columns or []:
             if name not in names:
                 raise DataError(f"{path}: no column {name!r}; it has {', '.join(names)}")
+            if names.count(name) > 1:  # guard: data.tables.twice
+                raise DataError(f"{path}: has {names.count(name)} columns {name!r}; nobody can tell which is meant")
         chosen = list(range(file.num_row_groups)) if groups is None else groups
         try:
             check_columns(path, file, columns, chosen, values or {})
@@ -95,6 +97,15 @@ def _is_number(kind: pa.DataType) -> bool:
 def _float32(array: pa.Array) -> np.ndarray:
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, which the check finds
         return array.to_numpy(zero_copy_only=False).astype(np.float32)
+
+
+def image_bytes(value: pa.Scalar) -> bytes | None:
+    """The encoded image in a row of an image column, None where there is none. The path beside it is left alone: it may be no text."""
+    at = value.type.get_field_index("bytes") if isinstance(value, pa.StructScalar) else -1
+    if at < 0 or not value.is_valid:
+        return None
+    kind = value.type.field(at).type
+    return value["bytes"].as_py() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) else None
 
 
 def read_tasks(path: Path) -> tuple[str, ...]:

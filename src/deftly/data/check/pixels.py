@@ -10,6 +10,7 @@ from deftly.data.check.rows import REPAIR
 from deftly.data.dataset import Dataset
 from deftly.data.images import ImageTooLarge, image_size
 from deftly.data.rows import rows_of_episode
+from deftly.data.tables import image_bytes
 from deftly.progress import Progress
 from deftly.types import DataError, EpisodeError
 
@@ -72,7 +73,7 @@ def _too_large(dataset: Dataset, episode: int) -> list[Finding]:
     for key in [key for key in keys if dataset.features[key].dtype == "image"]:
         for frame, value in enumerate(rows_of_episode(path, episode, [key]).column(key)):
             try:
-                image_size((value.as_py() or {}).get("bytes") or b"", "the image")
+                image_size(image_bytes(value) or b"", "the image")
             except ImageTooLarge as error:
                 place = {"file": file, "episode": episode, "frame": frame, "field": key}
                 found.append(Finding(code="image_too_large", verdict="refuse", message=str(error), **place))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from deftly.contract import Embodiment
 from deftly.data.importers.report import BUDGET, ImportReport, require_folder
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Feature, Info, embodiment_of, read_info
-from deftly.data.tables import read_table, to_numpy
+from deftly.data.tables import image_bytes, read_table, to_numpy
 from deftly.data.tables_v2 import EPISODES, VERSIONS, read_episodes, read_tasks
 from deftly.data.video import VideoClip
 from deftly.data.writer import DatasetWriter, EpisodeData, Images
@@ -151,7 +151,7 @@ def _exact(column: pa.ChunkedArray, shape: tuple[int, ...], dtype: str, where: s
 
 
 def _embedded(column: pa.ChunkedArray, where: str) -> Sequence[bytes]:
-    values = [item.as_py() for item in column]
-    if not all(isinstance(item, dict) and isinstance(item.get("bytes"), bytes) for item in values):
+    found = [data for item in column if (data := image_bytes(item)) is not None]
+    if len(found) != len(column):
         raise DataError(f"{where}: an image is not embedded in the parquet file")
-    return [item["bytes"] for item in values]
+    return found
