@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from deftly.cli import data as command
-from deftly.contract import Camera, Embodiment, Mirror, Vector
+from deftly.contract import Camera, DepthCamera, Embodiment, Mirror, Vector
 from deftly.data.dataset import Dataset
+from deftly.data.depth import partner
 from deftly.data.mirror import draw_mirrored, mirror_action, mirror_by_names, mirror_state
 from deftly.sim import robot
 from deftly.types import UsageError
@@ -112,6 +113,28 @@ def test_what_is_not_there_is_named():
     assert "none" not in str(caught.value)
     with pytest.raises(UsageError, match="camera 'left' has no partner 'right'"):
         mirror_by_names(humanoid(cameras=(Camera(name="left", height=8, width=8),)), ())
+
+
+PARTNERS = {
+    "one each": ({"near": "left", "far": "right"}, {"near": "far", "far": "near"}),
+    "two of a camera that is its own partner": ({"head_depth": "head", "depth_head": "head"}, {}),
+    "two each": (
+        {"left_depth": "left", "depth_left": "left", "right_depth": "right", "depth_right": "right"},
+        {"left_depth": "right_depth", "depth_left": "depth_right", "right_depth": "left_depth", "depth_right": "depth_left"},
+    ),
+    "two and one": (
+        {"left_depth": "left", "depth_left": "left", "right_depth": "right"},
+        {"left_depth": "right_depth", "depth_left": None, "right_depth": "left_depth"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("cameras", "partners"), PARTNERS.values(), ids=list(PARTNERS))
+def test_a_mirrored_sample_never_sees_the_other_depth_camera_of_the_same_camera(cameras, partners):
+    """`partners` names those that are exchanged; every other one is its own partner, None where it has none."""
+    found = [DepthCamera(name=name, camera=camera, height=4, width=4) for name, camera in cameras.items()]
+    mirror = PAIR.replace(cameras={"left": "right", "right": "left", "head": "head"})
+    assert {one.name: partner(one, found, mirror) for one in found} == {name: partners.get(name, name) for name in cameras}
 
 
 def test_a_declared_mirror_stays_with_the_dataset(tmp_path, capsys):

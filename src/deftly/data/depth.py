@@ -199,6 +199,11 @@ def depth_cameras(dataset: Dataset, names: Sequence[str], cameras: Sequence[str]
 
 
 def partner(one: DepthCamera, among: Sequence[DepthCamera], mirror: Mirror | None) -> str | None:
-    """The depth camera that a mirrored sample sees in the place of this one."""
+    """The depth camera that a mirrored sample sees in the place of this one: of several, the one with the same name but for its camera's."""
     camera = one.camera if mirror is None else mirror.cameras.get(one.camera, one.camera)
-    return next((other.name for other in among if other.camera == camera), None)
+    if camera == one.camera:
+        return one.name  # what it measured itself, mirrored; another one of this camera is no mirror image of it
+    there = [other for other in among if other.camera == camera]
+    alike = [other for other in there if other.name.replace(other.camera, "", 1) == one.name.replace(one.camera, "", 1)]
+    is_alone = len(there) == 1 and sum(other.camera == one.camera for other in among) == 1
+    return next((other.name for other in (there if is_alone else alike)), None)
