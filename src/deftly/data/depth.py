@@ -199,7 +199,7 @@ def depth_cameras(dataset: Dataset, names: Sequence[str], cameras: Sequence[str]
 
 
 def partner(one: DepthCamera, among: Sequence[DepthCamera], mirror: Mirror | None) -> str | None:
-    """The depth camera that a mirrored sample sees in the place of this one: of several, the one with the same name but for its camera's."""
+    """The depth camera that a mirrored sample sees in the place of this one: of several, the one whose name differs by the camera alone."""
     camera = one.camera if mirror is None else mirror.cameras.get(one.camera, one.camera)
     if camera == one.camera:
         return one.name  # what it measured itself, mirrored; another one of this camera is no mirror image of it
