@@ -16,6 +16,8 @@ from PIL import Image
 from deftly.data import images
 from deftly.data.dataset import Dataset
 from deftly.data.importers.folder import import_folder, measured_rate, read_metadata
+from deftly.data.importers.hdf5 import import_hdf5
+from deftly.data.importers.rlds import import_rlds
 from deftly.types import DataError, UsageError
 from guards import guards
 from small_data import picture
@@ -144,6 +146,7 @@ DAMAGE = {
     "absolute": (change(image_id="/etc/passwd"), "cannot be the name of a file"),
     "hidden": (change(image_id=".."), "cannot be the name of a file"),
     "nul": (change(image_id="a\0b"), "cannot be the name of a file"),
+    "long in bytes": (change(image_id="é" * 126), "cannot be the name of a file"),
     "link": (image(linked), "leads outside of the directory"),
     "missing": (image(lambda path, source: None), r"there is no images/\d+\.jpg"),
     "empty": (image(lambda path, source: path.write_bytes(b"")), "holds no bytes"),
@@ -157,6 +160,7 @@ DAMAGE = {
     "dimensions": (change(action=[0.0, 1.0]), "has 2 numbers, most sequences have 3"),
     "state": (change(state=None), "state is None"),
     "instruction": (change(instruction=" "), "the instruction is ' '"),
+    "instruction with NUL": (change(instruction="open\0it"), r"the instruction is 'open\\x00it'"),
     "half a character": (change(instruction="open \ud83d"), "the instruction is 'open \ufffd'"),
     "twice": (change(timestamp=before), "occurs twice"),
     "gap": (change(timestamp=lambda row, rows: row["timestamp"] + 0.2), r"0\.3 s after the one before, at 10 frames per second"),
@@ -196,6 +200,17 @@ def test_a_sequence_whose_name_is_no_text_is_left_out(tmp_path):
         import_folder(source, tmp_path / "out")
     report = import_folder(source, tmp_path / "out", budget=0.5)
     assert (report.episodes, len(report.broken), report.left_out) == (2, 1, ["language_tokens", "more \ufffd"])
+
+
+@guards("data.folder.same_name")
+def test_a_number_and_a_text_that_look_alike_are_not_joined_into_one_sequence(tmp_path):
+    """Their frames would lie between each other, at twice the rate."""
+    rows = [row | {"sequence_id": "0"} if row["sequence_id"] == 10 else row for row in frames()]
+    source = write_folder(tmp_path / "src", rows)
+    with pytest.raises(DataError, match="the number 0 and the text '0' are both a sequence_id") as caught:
+        import_folder(source, tmp_path / "out", budget=1)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("missing", [[0], [10], [0, 10], [10, 20]])
@@ -245,3 +260,11 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
     with pytest.raises(DataError, match="8000 x 8000 pixels are more than"):
         import_folder(source, tmp_path / "out")
     assert images.MAX_PIXELS >= 7680 * 4320
+
+
+@pytest.mark.parametrize("rate", [0, -3, 10_001])
+@pytest.mark.parametrize("take", [import_folder, import_hdf5, import_rlds])
+def test_a_rate_that_no_recording_has_is_refused_in_one_line(tmp_path, take, rate):
+    with pytest.raises(UsageError, match=rf"--fps {rate}: give frames per second from 1 to 10000") as caught:
+        take(write_folder(tmp_path / "src", frames((2,))), tmp_path / "out", rate_hz=rate)
+    assert "\n" not in str(caught.value)

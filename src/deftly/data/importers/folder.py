@@ -22,7 +22,7 @@ import numpy as np
 from deftly import storage
 from deftly.contract import Camera, Embodiment, Vector
 from deftly.data.images import MAX_IMAGE_BYTES, image_size
-from deftly.data.importers.report import BUDGET, ImportReport, require_folder
+from deftly.data.importers.report import BUDGET, MAX_RATE_HZ, ImportReport, require_folder, require_rate
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.types import DataError, UsageError
 
@@ -31,6 +31,7 @@ KNOWN = ("image_id", "instruction", "action", "sequence_id", "timestamp", "state
 BROKEN = "\ufffd"  # what `storage.read_json` puts where there was no text
 ENDINGS = ("", ".jpg", ".jpeg", ".png")
 MAX_DIM = 100_000
+MAX_NAME_BYTES = 250  # of an image; a file system's names have 255, endings included
 MAX_NUMBER = 3e38  # float32 holds no more
 RATE_TOLERANCE = 0.02  # how far from a whole number of frames per second the median may be
 STEP_TOLERANCE = 0.5  # of a frame, between two timestamps: beyond it a frame is missing, or one too many
@@ -42,6 +43,7 @@ def import_folder(source: Path, target: Path, *, rate_hz: int | None = None, bud
     With `rate_hz` the timestamps give the order and nothing else. Raises `UsageError` when the timestamps give no whole rate, `DataError`
     when metadata.json is damaged or more than `budget` of the sequences are broken. Nothing is left at `target` then.
     """
+    require_rate(rate_hz)
     source = require_folder(Path(source))
     sequences, left_out = read_metadata(source / "metadata.json")
     rate = rate_hz or measured_rate(sequences, str(source / "metadata.json"))
@@ -64,12 +66,16 @@ def read_metadata(path: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise DataError(f"{path}: expected a list of frames, each an object with {', '.join(KNOWN[:5])}")
     sequences: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[str, type] = {}
     for number, frame in enumerate(frames):
         name, time = frame.get("sequence_id"), frame.get("timestamp")
         if not isinstance(name, str | int) or isinstance(name, bool):
             raise DataError(f"{path}: entry {number}: sequence_id is {str(name)[:40]!r}, expected text or a whole number")
         if not _is_number(time):
             raise DataError(f"{path}: entry {number}: timestamp is {str(time)[:40]!r}, expected seconds")
+        if kinds.setdefault(str(name), type(name)) is not type(name):  # guard: data.folder.same_name
+            both = f"the number {name} and the text '{name}' are both a sequence_id"
+            raise DataError(f"{path}: entry {number}: {both}, which may be one episode or two; write all of them alike")
         sequences.setdefault(str(name), []).append(frame)
     for found in sequences.values():
         found.sort(key=lambda frame: frame["timestamp"])
@@ -87,7 +93,7 @@ def measured_rate(sequences: dict[str, list[dict[str, Any]]], where: str) -> int
     if not step > 0:
         raise UsageError(f"{where}: its timestamps do not say a rate; give it, as in --fps 10")
     rate = 1 / step
-    if not 1 <= round(rate) <= 10_000 or abs(rate - round(rate)) > RATE_TOLERANCE * rate:
+    if not 1 <= round(rate) <= MAX_RATE_HZ or abs(rate - round(rate)) > RATE_TOLERANCE * rate:
         raise UsageError(f"{where}: frames are {step:.4g} s apart, which is no whole number of frames per second; give it, as in --fps 10")
     return round(rate)
 
@@ -139,7 +145,7 @@ class _Layout:
         for number, frame in enumerate(frames):
             place = f"{where} frame {number}"
             task = frame.get("instruction")
-            if not isinstance(task, str) or not task.strip() or BROKEN in task:  # guard: data.folder.instruction
+            if not isinstance(task, str) or not task.strip() or BROKEN in task or "\0" in task:  # guard: data.folder.instruction
                 raise DataError(f"{place}: the instruction is {str(task)[:40]!r}")
             rows["task"].append(task)
             rows["action"].append(_vector(frame, "action", self.action, place))
@@ -176,7 +182,8 @@ def _vector(frame: dict[str, Any], name: str, size: int | None, where: str) -> l
 def _image(root: Path, image_id: Any, where: str) -> bytes:
     """The bytes of images/ID.jpg. An id is a name and never a path."""
     name = str(image_id)
-    if not isinstance(image_id, str | int) or not re.fullmatch(r"[\w-][\w.-]{0,199}", name):  # guard: data.folder.image_id
+    is_name = isinstance(image_id, str | int) and re.fullmatch(r"[\w-][\w.-]{0,199}", name)
+    if not is_name or len(name.encode()) > MAX_NAME_BYTES:  # guard: data.folder.image_id
         raise DataError(f"{where}: image_id is {name[:60]!r}, which cannot be the name of a file in images/")
     for ending in ENDINGS:
         path = storage.inside(root, f"images/{name}{ending}")

@@ -20,7 +20,7 @@ from deftly import storage
 from deftly.contract import Camera, Embodiment, Vector
 from deftly.data.images import encode_png
 from deftly.data.importers.depth import DepthSeen, depth_feature
-from deftly.data.importers.report import BUDGET, ImportReport
+from deftly.data.importers.report import BUDGET, MAX_RATE_HZ, ImportReport, require_rate
 from deftly.data.schema import MAX_SIDE, Feature, Storage
 from deftly.data.writer import DatasetWriter, EpisodeData, Images
 from deftly.types import DataError, UsageError
@@ -58,6 +58,7 @@ def import_hdf5(
     Raises `UsageError` when one of these is unknown, `DataError` when files contradict each other or too many episodes are broken.
     Nothing is left at `target` then.
     """
+    require_rate(rate_hz)
     files = [_File(path, task) for path in find_files(Path(source))]
     episodes = [(file, name) for file in files for name in file.episodes]
     if not episodes:
@@ -123,7 +124,7 @@ class _File:
         """The control rate of the environment that was recorded, where it is a whole number."""
         options = self._about.get("env_kwargs")
         value = options.get("control_freq") if isinstance(options, dict) else self._about.get("control_freq")
-        return round(value) if isinstance(value, int | float) and 1 <= value <= 10_000 and value == round(value) else None
+        return round(value) if isinstance(value, int | float) and 1 <= value <= MAX_RATE_HZ and value == round(value) else None
 
     @property
     def robot(self) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from deftly.data.writer import DatasetWriter, EpisodeData
-from deftly.types import DataError
+from deftly.types import DataError, UsageError
 
 BUDGET = 0.01  # share of the episodes that may be left out because they are broken
+MAX_RATE_HZ = 10_000
 
 
 def require_folder(source: Path) -> Path:
@@ -21,6 +22,12 @@ def require_folder(source: Path) -> Path:
             f"{source}: {'a file, and a folder is wanted; unpack it if it is an archive' if source.exists() else 'no such folder'}"
         )
     return source
+
+
+def require_rate(rate_hz: int | None) -> None:
+    """Refuse a rate that somebody gave and no recording has, which would be taken for "as the source says"; None is not given."""
+    if rate_hz is not None and not 1 <= rate_hz <= MAX_RATE_HZ:
+        raise UsageError(f"--fps {rate_hz}: give frames per second from 1 to {MAX_RATE_HZ}, or leave it out where the source says them")
 
 
 @dataclass(kw_only=True)

@@ -20,7 +20,7 @@ import numpy as np
 from deftly import storage
 from deftly.contract import Camera, Embodiment, Vector
 from deftly.data.importers.depth import DepthSeen, depth_feature
-from deftly.data.importers.report import BUDGET, ImportReport, require_folder
+from deftly.data.importers.report import BUDGET, ImportReport, require_folder, require_rate
 from deftly.data.importers.tfrecord import Values, parse_example, read_records
 from deftly.data.schema import MAX_SIDE, Feature
 from deftly.data.writer import DatasetWriter, EpisodeData
@@ -53,6 +53,7 @@ def import_rlds(source: Path, target: Path, rate_hz: int | None = None, budget: 
     Raises `UsageError` when no rate is known, `DataError` when a file is damaged or more than `budget` of the trajectories are not what
     features.json promises, naming file and record. Nothing is left at `target` then.
     """
+    require_rate(rate_hz)
     source = require_folder(Path(source))
     info = storage.read_json(source / "dataset_info.json")
     steps, episode = read_features(source / "features.json")
