@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deftly.contract import Camera, Embodiment, Vector
+from deftly.data.check import pixels
 from deftly.data.check.findings import CheckConfig
 from deftly.data.check.run import check
 from deftly.data.dataset import Dataset
@@ -72,8 +73,10 @@ def x264(frames: np.ndarray, path: Path) -> Images:
     return encoded(frames, "libx264", {"crf": "23"}, path)
 
 
+@pytest.mark.parametrize("at_once", [256, 7])
 @pytest.mark.parametrize("encode", [ours, av1, x264])
-def test_a_frozen_camera_is_found_behind_a_lossy_encoder(tmp_path: Path, encode):
+def test_a_frozen_camera_is_found_behind_a_lossy_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encode, at_once: int):
+    monkeypatch.setattr(pixels, "AT_ONCE", at_once)
     assert found(tmp_path / "data", encode(film(), tmp_path / "clip.mp4")) == ["frozen_camera"]
     frames = Dataset.open(tmp_path / "data").frames(0, "head")
     assert (frames != frames[0]).any(), "the encoder changed nothing, so this test says nothing"

@@ -114,16 +114,17 @@ class _Still:
         self._changes = int((1 - REPEATED) * (length - 1)) if lossy else 0  # that may still come
 
     def add(self, frames: UInt8[np.ndarray, "n h w 3"]) -> None:
-        if self.first is None:
-            self.first = self._last = frames[0].copy()  # not a view, which would keep all of them
+        first = frames[0].copy() if self.first is None else self.first  # not a view, which would keep all of them
+        last = first if self._last is None else self._last
+        self.first = first
         for frame in frames if self.holds else ():
-            if np.array_equal(frame, self._last):
+            if np.array_equal(frame, last):
                 continue
             self._changes -= 1
-            if self._changes < 0 or not _is_coding(frame, self.first):
+            if self._changes < 0 or not _is_coding(frame, first):
                 self.holds = False
                 return
-            self._last = frame
+            last = frame
         self._last = frames[-1].copy()
 
 
