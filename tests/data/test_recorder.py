@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,7 +75,7 @@ def test_what_is_discarded_leaves_no_trace(tmp_path):
     assert Dataset.open(tmp_path / "plain").hash == Dataset.open(tmp_path / "discarded").hash
 
 
-@guards("data.recorder.finite", "data.recorder.camera")
+@guards("data.recorder.finite", "data.recorder.camera", "data.recorder.numbers")
 def test_a_wrong_frame_leaves_no_trace_and_the_episode_goes_on(tmp_path):
     images, state, action, force = frame_of(0, 0)
     wrong = np.array([0, np.nan, 0, 0])
@@ -86,6 +87,15 @@ def test_a_wrong_frame_leaves_no_trace_and_the_episode_goes_on(tmp_path):
             ((images, ["x"] * 5, action, {"force": force}), r"observation\.state is \"\['x', .*expected numbers"),
             ((images, [[0], [1, 2]], action, {"force": force}), r"observation\.state is '\[\[0\], \[1, 2\]\]', expected numbers"),
             ((images, state, [0, 1e300, 0, 0], {"force": force}), r"action\[1\] is inf"),
+            ((images, np.zeros(5) + 1j, action, {"force": force}), r"expected numbers \(numpy reads complex128"),
+            ((images, [1, 2, 3, 4, "5"], action, {"force": force}), "expected numbers"),
+            ((images, np.zeros(5, "datetime64[s]"), action, {"force": force}), "expected numbers"),
+            ((images, [10**400] * 5, action, {"force": force}), "expected numbers"),
+            ((images, [10**5000] * 5, action, {"force": force}), "observation.state is 'list', expected numbers"),
+            ((images, torch.zeros(5, requires_grad=True), action, {"force": force}), r"expected numbers \(.*detach"),
+            ((images, state, action, [1]), "extra is list"),
+            ((images, state, action, {"force": force, 1: force, "x": force}), "'1' was not announced"),
+            ((images, state, action, {"force": force, "action": action}), "extra holds 'action', which is given already"),
             ((None, state, action, {"force": force}), "images is NoneType"),
             (({**images, "hand": images["head"]}, state, action, {"force": force}), "'hand' is no camera of the embodiment"),
             ((images, state, action, {"force": force, "torque": force}), "'torque' was not announced"),
@@ -154,14 +164,18 @@ def test_what_cannot_be_saved_is_refused_and_not_lost(tmp_path):
             (("x", {"note": "\ud800"}), "it may be text"),
             (("x", {"\ud800": 1}), "has the name of one of the format"),
             (("x", {3: 1}), "has the name of one of the format"),
+            (("x", "abc"), "extra is str, expected a name and a value"),
+            (("x", {"note": np.float32("nan")}), "a finite number"),
         ]:
             with pytest.raises(UsageError, match=message):
                 recorder.save_episode(*arguments)
         with pytest.raises(UsageError, match="1 frames are not saved"):
             recorder.finish()
-        recorder.save_episode("x")
+        recorder.save_episode("x", {"seed": np.int64(3), "done": np.bool_(True)})
         recorder.finish()
-    assert Dataset.open(tmp_path / "data").num_frames == 1
+    dataset = Dataset.open(tmp_path / "data")
+    assert dataset.num_frames == 1
+    assert (dataset.extra("seed"), dataset.extra("done")) == ([3], [True])
 
 
 KINDS = st.one_of(
@@ -261,13 +275,14 @@ def test_a_closed_recorder_leaves_alone_what_another_records(tmp_path):
 
 def test_a_recording_goes_on_only_when_asked_and_only_with_the_same_robot(tmp_path):
     root = tmp_path / "data"
-    with Recorder(root, robot(), extra=EXTRA, resume=True) as recorder:
+    about = {"sizes": (1, 2), 3: "x"}  # JSON gives both back as something else
+    with Recorder(root, robot(), extra=EXTRA, about=about, resume=True) as recorder:
         record(recorder, 0)
     with pytest.raises(UsageError, match="unfinished recording; go on with resume=True"):
         Recorder(root, robot(), extra=EXTRA)
     with pytest.raises(UsageError, match=r"records something else: embodiment\.rate_hz: expected 10"):
-        Recorder(root, robot().replace(rate_hz=20), extra=EXTRA, resume=True)
-    with Recorder(root, robot(), extra=EXTRA, resume=True) as recorder:
+        Recorder(root, robot().replace(rate_hz=20), extra=EXTRA, about=about, resume=True)
+    with Recorder(root, robot(), extra=EXTRA, about=about, resume=True) as recorder:
         assert recorder.num_episodes == 1
         record(recorder, 1)
         recorder.finish()
@@ -283,9 +298,21 @@ def test_what_cannot_become_a_dataset_is_refused_before_the_first_frame(tmp_path
         (robot().replace(cameras=(odd,)), {}, "even sides"),
         (robot().replace(cameras=(odd.replace(name="a/../b"),)), {"images": {"a/../b": "image"}}, "cannot be part of a path"),
         (robot(), {"extra": {"action": ("x",)}}, "collides"),
+        (robot(), {"extra": {"force": "xyz"}}, "extra 'force' is 'xyz', expected the names"),
+        (robot(), {"extra": {"force": 3}}, "extra 'force' is '3', expected the names"),
+        (robot(), {"extra": {3: ("x",)}}, "extra '3' is"),
+        (robot(), {"images": {"hand": "image"}}, "images names 'hand', which is no camera of the embodiment; it has head, wrist"),
+        (robot(), {"images": {"head": "gif"}}, "images of camera 'head' are kept as 'video' or 'image', not 'gif'"),
+        (robot(), {"images": {"head": []}}, "are kept as 'video' or 'image'"),
+        (robot(), {"images": "image"}, "images is str"),
+        (robot(), {"about": {"place": np.zeros(3)}}, "about cannot be kept as JSON"),
+        (robot(), {"about": {"place": float("nan")}}, "about cannot be kept as JSON"),
+        (robot(), {"about": {"place": "\ud800"}}, "about cannot be kept as JSON"),
+        (robot(), {"about": {"embodiment": {}}}, "about holds 'embodiment', which is a key of the format"),
     ]:
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as caught:
             Recorder(tmp_path / "data", embodiment, **options)
+        assert "\n" not in str(caught.value)
         assert list(tmp_path.iterdir()) == []
 
 

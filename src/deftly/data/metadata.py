@@ -31,6 +31,7 @@ from deftly.data.schema import (
 )
 
 FORMAT_VERSION = 1
+RESERVED = ("format_version", "embodiment", "image_sample_per_episode")  # keys of deftly.json that are ours
 EPISODES_PER_FILE = 10_000
 
 

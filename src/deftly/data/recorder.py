@@ -66,7 +66,7 @@ class Recorder:
         resume: bool = False,
     ) -> None:
         self.root, self.embodiment, self.fps = Path(root), embodiment, round(embodiment.rate_hz)
-        self._plan = Plan(embodiment, dict(images or {}), dict(extra or {}), dict(about or {}))
+        self._plan = Plan.of(embodiment, images, extra, about, str(self.root))
         for name, feature in self._plan.features.items():
             parse_feature(
                 name, feature.to_dict(), f"{self.root}: feature {name!r}"
@@ -132,6 +132,10 @@ class Recorder:
         unknown = sorted(str(name) for name in set(images) - {camera.name for camera in self.embodiment.cameras})
         if unknown:  # guard: data.recorder.camera
             raise DataError(f"{where}: {unknown[0]!r} is no camera of the embodiment; the frame was not recorded")
+        if not isinstance(extra, Mapping | None):
+            raise DataError(f"{where}: extra is {type(extra).__name__}, expected a name and values for each further vector")
+        if twice := [name for name in (STATE, ACTION) if name in (extra or {})]:
+            raise DataError(f"{where}: extra holds {twice[0]!r}, which is given already; the frame was not recorded")
         row = self._vectors({STATE: state, ACTION: action, **(extra or {})}, where)
         pixels = {camera.name: _pixels(images, camera, where) for camera in self.embodiment.cameras}
         with _undisturbed(), self._guarded("record"):
@@ -159,9 +163,9 @@ class Recorder:
             if not np.isfinite(values).all():  # guard: data.recorder.finite
                 dim = int(np.argmax(~np.isfinite(values)))
                 raise DataError(f"{where}: {name}[{dim}] is {values[dim]}; the frame was not recorded")
-            row[name] = values.copy()
-        unknown = sorted(set(given) - set(row) - {STATE})
-        if unknown or (STATE not in row and np.size(given[STATE])):
+            row[name] = values
+        unknown = sorted(map(str, set(given) - set(row) - {STATE}))
+        if unknown or (STATE not in row and _float32(given[STATE], f"{where}: {STATE}").size):
             raise DataError(f"{where}: {unknown[0] if unknown else STATE!r} was not announced to the recorder")
         return row
 
@@ -188,7 +192,9 @@ class Recorder:
             raise UsageError(f"{where}: {len(tasks)} instructions for {length} frames")
         for text in tasks:
             _check_text(text, where)
-        more = dict(extra or {})
+        if not isinstance(extra, Mapping | None):
+            raise UsageError(f"{where}: extra is {type(extra).__name__}, expected a name and a value for each column")
+        more = {name: value.item() if isinstance(value, np.generic) else value for name, value in (extra or {}).items()}
         kinds = join(self._kinds, more, where)
         for name, value in more.items():
             if not isinstance(value, int | float | str) or (isinstance(value, float) and not np.isfinite(value)):
@@ -308,11 +314,20 @@ def _pixels(images: Mapping[str, np.ndarray], camera: Camera, where: str) -> np.
 
 
 def _float32(given: Any, where: str) -> np.ndarray:
+    """Numbers as float32; what is not real numbers already is refused, because numpy makes some of dates, of text and of complex ones."""
     try:
+        found = np.asarray(given)
+        if found.dtype.kind not in "biuf":  # guard: data.recorder.numbers
+            raise TypeError(f"numpy reads {found.dtype.type.__name__}")
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, which is refused
-            return np.asarray(given, dtype=np.float32)
-    except (TypeError, ValueError):
-        raise DataError(f"{where} is {str(given)[:60]!r}, expected numbers; the frame was not recorded") from None
+            return found.astype(np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:  # vectors of different lengths, a tensor on a GPU or with a gradient
+        reason = str(error).partition("\n")[0][:120]
+    try:
+        shown = str(given)[:60]
+    except ValueError:  # a number of more than 4300 digits
+        shown = type(given).__name__
+    raise DataError(f"{where} is {shown!r}, expected numbers ({reason}); the frame was not recorded")
 
 
 def _check_text(text: Any, where: str) -> None:

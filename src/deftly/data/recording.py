@@ -18,10 +18,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ import pyarrow as pa
 from deftly import storage
 from deftly.contract import Embodiment
 from deftly.data.images import MAX_IMAGE_BYTES
+from deftly.data.metadata import RESERVED
 from deftly.data.parquet import first_line
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, IMAGES, INFO_PATH, STATE, Feature, Storage, features_of
 from deftly.data.tables import image_bytes, read_table, to_numpy
@@ -57,6 +58,30 @@ class Plan:
         return {"format_version": FORMAT_VERSION, **described}
 
     @classmethod
+    def of(cls, embodiment: Embodiment, images: Any, extra: Any, about: Any, where: str) -> Plan:
+        """From what a caller gives. Raises `UsageError` for what no recording could keep: it is said before the work, not after."""
+        for name, given in {"images": images, "extra": extra, "about": about}.items():
+            if not isinstance(given, Mapping | None):
+                raise UsageError(f"{where}: {name} is {type(given).__name__}, expected names and what each stands for")
+        cameras = [camera.name for camera in embodiment.cameras]
+        for camera, kind in (images or {}).items():
+            if camera not in cameras:
+                raise UsageError(f"{where}: images names {camera!r}, which is no camera of the embodiment; it has {', '.join(cameras)}")
+            if kind not in get_args(Storage):
+                raise UsageError(f"{where}: images of camera {camera!r} are kept as 'video' or 'image', not {str(kind)[:60]!r}")
+        for name, names in (extra or {}).items():
+            is_list = isinstance(names, Sequence) and not isinstance(names, str)
+            if not isinstance(name, str) or not is_list or not all(isinstance(label, str) for label in names):
+                raise UsageError(f"{where}: extra {str(name)[:60]!r} is {str(names)[:60]!r}, expected the names of its elements as a list")
+        try:
+            about = json.loads(json.dumps(dict(about or {}), ensure_ascii=False, allow_nan=False).encode())  # as it will be read back
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: about cannot be kept as JSON ({str(error)[:80]}): give text, numbers, lists, dicts") from None
+        if taken := sorted(set(about) & set(RESERVED)):
+            raise UsageError(f"{where}: about holds {taken[0]!r}, which is a key of the format; rename it")
+        return cls(embodiment, dict(images or {}), {name: tuple(names) for name, names in (extra or {}).items()}, about)
+
+    @classmethod
     def read(cls, path: Path) -> Plan:
         """From plan.json, which may be a stranger's."""
         values = storage.read_json(path)
@@ -67,7 +92,7 @@ class Plan:
             raise DataError(f"{path}: the plan is damaged; copy the recording again")
         if not _is_json(about):
             raise DataError(f"{path}: `about` holds numbers that are not finite, which JSON has no word for; mend it")
-        if not set(map(str, images.values())) <= {"video", "image"}:
+        if not set(map(str, images.values())) <= set(get_args(Storage)):
             raise DataError(f"{path}: images are kept as video or image, not {str(list(images.values()))[:60]}")
         return cls(Embodiment.parse(embodiment, where=str(path)), images, {name: tuple(names) for name, names in extra.items()}, about)
 
