@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts/judge_lerobot.sh"
 
 @pytest.mark.slow
 def test_lerobot_reads_the_same_values_and_we_read_what_it_records(capfd):
-    result = subprocess.run(
-        ["bash", str(SCRIPT)], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
+    environment = {"DEFTLY_PYTHON": sys.executable, **os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(["bash", str(SCRIPT)], stdout=subprocess.PIPE, text=True, env=environment, check=False)
     with capfd.disabled():
         print("\n" + result.stdout)
     assert result.returncode == 0
