@@ -126,13 +126,6 @@ def test_one_broken_episode_is_left_out_as_if_it_had_never_been_there(tmp_path):
         import_hdf5(write_file(tmp_path / "c" / LIBERO_NAME, [bad]), tmp_path / "none", budget=0.9)
 
 
-def without(*pairs: tuple[int, str]) -> list[dict]:
-    demos = [demo(number) for number in range(3)]
-    for number, key in pairs:
-        del demos[number]["obs"][key]
-    return demos
-
-
 def with_depth(number: int, length: int = 5, dtype: str = "float32") -> dict:
     """A demonstration with distances of 0.3 to 2.1 m, as robomimic stores them, or in another type."""
     item = demo(number, length)
@@ -212,28 +205,6 @@ def test_text_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
         file.create_dataset(b"data/demo_0/obs/caf\xe9", data=np.zeros(5))
     with pytest.raises(DataError, match="an entry whose name is not UTF-8"):
         import_hdf5(path, tmp_path / "other")
-
-
-@pytest.mark.parametrize("key", ["eye_in_hand_rgb", "gripper_states", "joint_states"])
-def test_an_observation_that_some_demonstrations_lack_is_never_dropped_in_silence(tmp_path, key):
-    path = write_file(tmp_path / "a" / LIBERO_NAME, without((0, key)))
-    with pytest.raises(DataError, match=f"demo_0.*{key} is missing"):
-        import_hdf5(path, tmp_path / "out")
-    report = import_hdf5(path, tmp_path / "out", budget=0.34)
-    whole = import_hdf5(write_file(tmp_path / "b" / LIBERO_NAME, without()), tmp_path / "whole")
-    assert (report.episodes, len(report.broken), report.left_out) == (2, 1, whole.left_out)
-    assert Dataset.open(tmp_path / "out").features == Dataset.open(tmp_path / "whole").features
-    rare = import_hdf5(write_file(tmp_path / "c" / LIBERO_NAME, without((0, key), (2, key))), tmp_path / "rare", budget=0.34)
-    assert f"obs/{key} (in 1 of 3 episodes)" in rare.left_out
-
-
-def test_an_empty_first_demonstration_does_not_decide(tmp_path):
-    demos = without()
-    demos[0]["obs"] = {"object": demos[0]["obs"]["object"]}
-    path = write_file(tmp_path / LIBERO_NAME, demos)
-    report = import_hdf5(path, tmp_path / "out", budget=0.34)
-    assert (report.episodes, len(report.broken)) == (2, 1)
-    assert Dataset.open(tmp_path / "out").cameras == ("agentview", "eye_in_hand")
 
 
 def edit(change: Callable[[h5py.Group, Path], object]) -> Callable[[Path], None]:

@@ -33,6 +33,7 @@ HISTOGRAMS_PATH = "meta/image_histograms.json"
 STATE = "observation.state"
 ACTION = "action"
 IMAGES = "observation.images."
+FEATURE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}")
 MAX_FRAMES = 100_000_000
 MAX_EPISODES = 10_000_000
 MAX_SIDE = 16_384
@@ -212,7 +213,7 @@ def parse_feature(name: str, values: Any, where: str) -> Feature:
     """One feature from JSON; names may be a list, a nested list, or an object of lists, as different recorders write them."""
     if not isinstance(values, dict) or not isinstance(values.get("dtype"), str) or not isinstance(values.get("shape"), list):
         raise DataError(f"{where}: needs dtype (text) and shape (list)")
-    if name in (".", "..") or not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,200}", name):  # guard: data.schema.feature_name
+    if name in (".", "..") or not FEATURE_NAME.fullmatch(name):  # guard: data.schema.feature_name
         raise DataError(f"{where}: this name cannot be part of a path")
     shape = values["shape"]
     if len(shape) > 8 or not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1 << 24 for size in shape):

@@ -21,7 +21,7 @@ from deftly.contract import Camera, Embodiment, Vector
 from deftly.data.images import encode_png
 from deftly.data.importers.depth import DepthSeen, depth_feature
 from deftly.data.importers.report import BUDGET, MAX_RATE_HZ, ImportReport, require_rate
-from deftly.data.schema import MAX_SIDE, Feature, Storage
+from deftly.data.schema import FEATURE_NAME, IMAGES, MAX_SIDE, STATE, Feature, Storage
 from deftly.data.writer import DatasetWriter, EpisodeData, Images
 from deftly.types import DataError, UsageError
 
@@ -252,7 +252,8 @@ class _Layout:
     cameras: tuple[Camera, ...]
     camera_keys: dict[str, str]  # camera -> observation
     state: tuple[str, ...]
-    sizes: dict[str, int]  # of every vector per step, "actions" among them
+    sizes: dict[str, int]  # of every vector among the observations
+    action: int
     extra: dict[str, tuple[str, ...] | Feature]  # labels of a vector, or depth
     extra_keys: dict[str, str]  # new feature -> path in the episode
     left_out: list[str]
@@ -278,26 +279,28 @@ class _Layout:
             raise UsageError(f"{where}: has no observation {missing[0]!r}; its vectors are {', '.join(sorted(sizes))}")
         known = next((layout for layout in STATES if set(layout) <= set(sizes)), None)
         state = state or known or tuple(key for key in sorted(sizes) if key not in RENAMED)
-        keys = {RENAMED.get(key, f"observation.{key}"): f"obs/{key}" for key in sorted(sizes) if key not in state}
-        keys |= {new: key for key, new in PER_STEP.items() if steps.get(key) and len(steps[key] or ()) == 1}
-        sizes |= {"actions": action[1]}
-        extra: dict[str, tuple[str, ...] | Feature] = {
-            new: _labels(path.removeprefix("obs/"), sizes.get(path.removeprefix("obs/"), 1)) for new, path in keys.items()
-        }
+        features: list[tuple[str, tuple[str, ...] | Feature, str]] = [
+            (RENAMED.get(key, f"observation.{key}"), _labels(key, sizes[key]), f"obs/{key}") for key in sorted(sizes) if key not in state
+        ]
         depth = {key: found for key, dtype in dtypes.items() if (found := depth_feature(key, dtype, (shapes[key] or ())[1:]))}
-        extra |= dict(depth.values())
-        keys |= {new: f"obs/{key}" for key, (new, _) in depth.items()}
-        used = {*cameras.values(), *sizes, *PER_STEP, *depth}
-        left_out = sorted([f"obs/{key}" for key in shapes if key not in used] + [key for key in steps if key not in (*PER_STEP, "actions")])
+        features += [(*found, f"obs/{key}") for key, found in depth.items()]
+        features += [(new, (key,), key) for key, new in PER_STEP.items() if len(steps.get(key) or ()) == 1]
+        extra: dict[str, tuple[str, ...] | Feature] = {}
+        keys: dict[str, str] = {}
+        for new, feature, path in features:  # the name of another feature, or none at all: it is left out, and said so
+            if new not in (STATE, *keys, *(IMAGES + camera for camera in cameras)) and FEATURE_NAME.fullmatch(new):
+                extra[new], keys[new] = feature, path
+        used = {"actions", *(f"obs/{key}" for key in (*cameras.values(), *state)), *keys.values()}
+        left_out = sorted({*(f"obs/{key}" for key in shapes), *steps} - used)
         found = [
             Camera(name=n, height=images[k][1], width=images[k][2], role="wrist" if re.search("wrist|hand", n) else "scene")
             for n, k in cameras.items()
         ]
-        return cls(tuple(found), cameras, state, sizes, extra, keys, left_out)
+        return cls(tuple(found), cameras, state, sizes, action[1], extra, keys, left_out)
 
     def embodiment(self, robot: str, rate_hz: int) -> Embodiment:
         names = tuple(label for key in self.state for label in _labels(key, self.sizes[key]))
-        action = _labels("action", self.sizes["actions"])
+        action = _labels("action", self.action)
         return Embodiment(
             name=robot,
             rate_hz=rate_hz,
@@ -374,7 +377,7 @@ def common_layout(episodes: list[tuple[_File, str]], state: tuple[str, ...]) -> 
     if not layouts:
         raise problem or DataError("no episodes")
     kinds = [
-        repr((item.cameras, item.camera_keys, item.state, {key: item.sizes[key] for key in item.state}, item.extra)) for item in layouts
+        repr((one.cameras, one.camera_keys, one.state, [one.sizes[key] for key in one.state], one.action, one.extra)) for one in layouts
     ]
     chosen = layouts[kinds.index(Counter(kinds).most_common(1)[0][0])]
     counts = Counter(path for item in layouts for path in item.taken - chosen.taken)
