@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -87,6 +88,42 @@ MENDABLE: dict[str, tuple[Callable[[Path], None], list[tuple[int, int]], str]] =
     "d11": (lambda root: change(root, 2, "action", put(3, [float("nan")] * 4)), WITHOUT_TWO, "left out episode 2"),
     "d19": (lambda root: change(root, 2, "timestamp", put(3, 0.33)), ALL, "timestamps set to frame / fps"),
     "d25": (lambda root: change(root, 2, "task_index", put(3, 9)), WITHOUT_TWO, "its task_index is 9"),
+}
+
+
+def lengths(values: list | None, name: str = "length", kind: pa.DataType | None = None) -> Callable[[Path], None]:
+    """Puts these in the place of a column of meta/episodes, or takes it away."""
+    return lambda root: edit(root / META, lambda table: set_column(table, name, values, kind) if values else table.drop_columns([name]))
+
+
+def text_and_a_wrong_length(root: Path) -> None:
+    change(root, 2, "episode_index", lambda _: ["two"] * LENGTH, pa.string())
+    lengths([12, 12, 12, 12, 7, 12])(root)
+
+
+def text_and_a_gap(root: Path) -> None:
+    change(root, 3, "episode_index", lambda _: ["three"] * LENGTH, pa.string())
+    edit(root / META, lambda table: table.filter(np.arange(6) != 2))
+
+
+def floats(root: Path) -> None:
+    for name in ("frame_index", "episode_index", "task_index"):
+        change(root, 2, name, lambda values: values, pa.float64())
+
+
+ANEW = "meta/episodes: length made anew, as whole numbers"
+MENDABLE |= {
+    "null-length": (lengths([12, None, 12, 12, 12, 12]), ALL, "episode 1: its length was unknown, its rows 12..24; the data files hold 12"),
+    "null-range": (lengths([12, None, 36, 48, 60, 72], "dataset_to_index"), ALL, "its rows 12..unknown; the data files hold 12 frames"),
+    "nan-length": (lengths([12.0, np.nan, 12.0, 12.0, 12.0, 12.0], kind=pa.float64()), ALL, ANEW),
+    "float-length": (lengths([12.0] * 6, kind=pa.float64()), ALL, ANEW),
+    "text-length": (lengths(["12"] * 6, kind=pa.string()), ALL, ANEW),
+    "list-length": (lengths([[12]] * 6, kind=pa.list_(pa.int64())), ALL, ANEW),
+    "no-length": (lengths(None), ALL, ANEW),
+    "no-range": (lengths(None, "dataset_from_index"), ALL, "dataset_from_index made anew"),
+    "text-and-a-wrong-length": (text_and_a_wrong_length, WITHOUT_TWO, "its length was 7, its rows 48..60; the data files hold 12"),
+    "text-and-a-gap": (text_and_a_gap, [pair for pair in WITHOUT_TWO if pair[0] != 3], "left out episode 3"),
+    "floats": (floats, ALL, "6 episodes"),
 }
 
 

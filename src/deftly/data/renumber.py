@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from deftly import storage
 from deftly.data import tables_v2
 from deftly.data.files import PARQUET
+from deftly.data.provenance import EXACT
 from deftly.data.schema import EPISODES_PATH, INFO_PATH, OURS_PATH, TASKS_PATH, VERSION, fill_path, read_info
 from deftly.data.tables import read_table, to_numpy
 from deftly.types import DataError
@@ -24,6 +25,7 @@ from deftly.types import DataError
 RANGE = ("length", "dataset_from_index", "dataset_to_index")
 COUNTS = ("total_episodes", "total_frames", "total_tasks")
 MAX_RATE = 10_000
+UNKNOWN = -1  # in place of a length or a row that meta/episodes does not say
 RATE_TOLERANCE = 0.01  # relative, as the check allows
 
 
@@ -126,26 +128,50 @@ def _measured_rate(copy: Path) -> float | None:
     return 1 / step if step > 0 else None
 
 
-def _episode_tables(copy: Path) -> tuple[dict[Path, pa.Table], dict[str, np.ndarray]]:
-    """meta/episodes file by file, and its whole numbers, int64 [E]: the episodes and their ranges of rows."""
+def _episode_tables(copy: Path) -> tuple[dict[Path, pa.Table], dict[str, np.ndarray], list[str]]:
+    """meta/episodes file by file, and its whole numbers, int64 [E]: the episodes and their ranges of rows, `UNKNOWN` where it has none;
+    then the ranges that are not kept as whole numbers."""
     folder = copy / EPISODES_PATH.split("/chunk")[0]
     paths = sorted(folder.glob("chunk-*/file-*.parquet"))
     if not paths:
         raise DataError(f"{folder}: no episode tables")
+    tables: dict[Path, pa.Table] = {}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ("episode_index", *RANGE)}
+    retyped: dict[str, None] = {}
     for path in paths:
-        table = read_table(path, list(parts))
-        for name, part in parts.items():
-            values = to_numpy(table.column(name), f"{path}: {name}")
-            if values.ndim != 1:
-                raise DataError(f"{path}: {name} is not a whole number")
-            part.append(values)
-    return {path: read_table(path) for path in paths}, {name: np.concatenate(part) for name, part in parts.items()}
+        index = to_numpy(read_table(path, ["episode_index"]).column("episode_index"), f"{path}: episode_index")
+        parts["episode_index"].append(whole_numbers(index, f"{path}: episode_index"))
+        tables[path] = table = read_table(path)
+        for name in RANGE:
+            parts[name].append(_known(table, name))
+            if name not in table.column_names or not pa.types.is_integer(table.schema.field(name).type):
+                retyped[name] = None
+    return tables, {name: np.concatenate(part) for name, part in parts.items()}, list(retyped)
+
+
+def whole_numbers(values: np.ndarray, where: str) -> np.ndarray:
+    """A column as `to_numpy` gives it, as int64 [N]: whole numbers are also taken where they are kept as floats."""
+    if values.dtype == np.int64:
+        return values
+    if values.shape[1:] != (1,) or not np.isfinite(values).all() or (values != np.floor(values)).any():
+        raise DataError(f"{where} is not a whole number")
+    return values.reshape(-1).astype(np.int64)
+
+
+def _known(table: pa.Table, name: str) -> np.ndarray:
+    """The whole numbers of a column, int64 [N]; `UNKNOWN` where it holds none."""
+    kind = table.schema.field(name).type if name in table.column_names else pa.null()
+    if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+        return np.full(table.num_rows, UNKNOWN)
+    values = table.column(name).to_numpy()
+    if values.dtype.kind != "f":
+        return values.astype(np.int64)
+    return np.where(np.isfinite(values) & (values == np.floor(values)) & (np.abs(values) < EXACT), values, UNKNOWN).astype(np.int64)
 
 
 def _mend_episodes(copy: Path) -> tuple[list[str], list[int] | None]:
     """Close gaps in the episode numbers, in meta/episodes and in the rows; returns what was mended and the numbers before."""
-    tables, columns = _episode_tables(copy)
+    tables, columns, _ = _episode_tables(copy)
     numbers = columns["episode_index"]
     if not _has_gaps(numbers.tolist()):
         return [], None
@@ -154,10 +180,9 @@ def _mend_episodes(copy: Path) -> tuple[list[str], list[int] | None]:
         _rewrite(path, table, new)
     for path in sorted((copy / "data").rglob("*.parquet")):
         try:
-            table = read_table(path)
+            _rewrite(path, read_table(path), new)
         except DataError:
             continue  # what can be salvaged of it is renumbered then
-        _rewrite(path, table, new)
     return [_renumbered(new)], list(new)
 
 
@@ -202,19 +227,23 @@ def _renumbered(new: dict[int, int]) -> str:
 
 def _mend_lengths(copy: Path, before: list[int] | None) -> tuple[list[str], list[int]]:
     """Where an episode's length is not that of its range of rows, count its frames in the data files, and number all ranges anew."""
-    tables, columns = _episode_tables(copy)
-    numbers, length = columns.pop("episode_index"), columns["length"]
-    wrong = np.flatnonzero(columns["dataset_to_index"] - columns["dataset_from_index"] != length)
-    if not len(wrong):
+    tables, columns, retyped = _episode_tables(copy)
+    numbers, length, begin, end = (columns[name] for name in ("episode_index", *RANGE))
+    wrong = np.flatnonzero((length < 0) | (begin < 0) | (end < 0) | (end - begin != length))
+    if not len(wrong) and not retyped:
         return [], length.tolist()
     counted = _count_frames(copy)
-    mended = []
+    mended = [f"{EPISODES_PATH.split('/chunk')[0]}: {name} made anew, as whole numbers" for name in retyped]
     for row in wrong.tolist():
-        number = int(numbers[row])
-        begin, end = int(columns["dataset_from_index"][row]), int(columns["dataset_to_index"][row])
-        said = f"its length was {length[row]}, its rows {begin}..{end}"
-        length[row] = counted.get(number, int(length[row]))
-        mended.append(f"episode {before[number] if before else number}: {said}; the data files hold {length[row]} frames")
+        number, ends = int(numbers[row]), (int(begin[row]), int(end[row]))
+        before_it = [int(length[row])] if length[row] >= 0 else []
+        before_it += [ends[1] - ends[0]] if 0 <= ends[0] <= ends[1] else []
+        frames = counted.get(number, next(iter(before_it), 0))
+        if not retyped or set(before_it) - {frames}:  # a column that is made anew is said once, not for every episode
+            was, *rows = ("unknown" if value == UNKNOWN else value for value in (int(length[row]), *ends))
+            found = f"the data files hold {frames} frames" if number in counted else "no data file that can be read holds it"
+            mended.append(f"episode {before[number] if before else number}: its length was {was}, its rows {rows[0]}..{rows[1]}; {found}")
+        length[row] = frames
     end = np.zeros(len(length), np.int64)
     order = np.argsort(numbers, kind="stable")
     end[order] = np.cumsum(length[order])
@@ -222,7 +251,8 @@ def _mend_lengths(copy: Path, before: list[int] | None) -> tuple[list[str], list
     for path, table in tables.items():
         for name, values in columns.items():
             kind = pa.array(values[at : at + table.num_rows], pa.int64())
-            table = table.set_column(table.schema.get_field_index(name), name, kind)
+            at_column = table.schema.get_field_index(name)
+            table = table.append_column(name, kind) if at_column < 0 else table.set_column(at_column, name, kind)
         at += table.num_rows
         path.unlink(missing_ok=True)
         pq.write_table(table, path, **PARQUET)
@@ -235,18 +265,22 @@ def _count_frames(copy: Path) -> dict[int, int]:
     for path in sorted((copy / "data").rglob("*.parquet")):
         try:
             table = read_table(path, ["episode_index", "frame_index"])
+            keys = [whole_numbers(to_numpy(table.column(name), name), name) for name in ("episode_index", "frame_index")]
         except DataError:
             continue  # salvaged later, as far as it can be
-        found.append(np.stack([table.column(name).to_numpy() for name in ("episode_index", "frame_index")], axis=1))
+        found.append(np.stack(keys, axis=1))
     if not found:
         return {}
-    keys = np.unique(np.concatenate(found), axis=0)
-    episodes, counts = np.unique(keys[:, 0], return_counts=True)
+    different = np.unique(np.concatenate(found), axis=0)
+    episodes, counts = np.unique(different[:, 0], return_counts=True)
     return dict(zip(episodes.tolist(), counts.tolist(), strict=True))
 
 
 def _rewrite(path: Path, table: pa.Table, new: dict[int, int]) -> None:
-    values: list[Any] = [new.get(number, -1) for number in table.column("episode_index").to_pylist()]
+    if "episode_index" not in table.column_names:
+        raise DataError(f"{path}: no column 'episode_index'")
+    numbers = table.column("episode_index").to_pylist()
+    values = [new.get(int(number), -1) if isinstance(number, int | float) and number == number // 1 else -1 for number in numbers]
     at = table.schema.get_field_index("episode_index")
     path.unlink()  # it may be a link to the source's own file
-    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, pa.int64())), path, **PARQUET)
+    pq.write_table(table.set_column(at, "episode_index", pa.array(values, pa.int64())), path, **PARQUET)

@@ -1,8 +1,9 @@
 """A mended copy of a dataset: what is sound is taken over, what can be mended is, what cannot is left out and named.
 
-Mended: counts in info.json, gaps in the numbering, lengths that contradict each other (`renumber.py`), rows that occur twice, timestamps,
-statistics, number types, tables without their end (`salvage.py`), recordings that were glued into one episode. An episode whose rows stop
-early is kept up to there; a further column that one file lacks, or with values that no column may have, is left out, its episodes are not.
+Mended: counts in info.json, gaps in the numbering, lengths that are missing or contradict each other (`renumber.py`), rows that
+occur twice, timestamps, statistics, number types, tables without their end (`salvage.py`), recordings that were glued into one episode.
+An episode whose rows stop early is kept up to there; a further column that one file lacks, or with values that no column may have, is
+left out, its episodes are not.
 The result has passed the full check. The source is only read.
 """
 
@@ -28,7 +29,7 @@ from deftly.data.cut import cut
 from deftly.data.dataset import Dataset
 from deftly.data.files import arrow_schema
 from deftly.data.parquet import open_parquet
-from deftly.data.renumber import mended_metadata
+from deftly.data.renumber import mended_metadata, whole_numbers
 from deftly.data.salvage import pattern_for, pattern_of, salvage
 from deftly.data.schema import ACTION, DEFAULT_FEATURES, STATE, Feature
 from deftly.data.tables import image_bytes, read_table, to_numpy
@@ -187,7 +188,8 @@ class _Copy:
             if table is None:
                 continue
             try:
-                numbers, frames = (to_numpy(table.column(name), f"{path.name}: {name}") for name in ("episode_index", "frame_index"))
+                keys = {name: f"{path.name}: {name}" for name in ("episode_index", "frame_index")}
+                numbers, frames = (whole_numbers(to_numpy(table.column(name), where), where) for name, where in keys.items())
                 times = to_numpy(table.column("timestamp"), f"{path.name}: timestamp").reshape(-1)
             except DataError as error:
                 self._drop(episodes, str(error))
@@ -261,7 +263,7 @@ class _Copy:
         dataset, length = self.dataset, piece.table.num_rows
         where = f"episode {self.number(piece.episode)}"
         columns = {name: to_numpy(piece.table.column(name), f"{where}: {name}").reshape(length, -1) for name in self.plain}
-        task = columns["task_index"].reshape(-1)
+        task = whole_numbers(columns["task_index"], f"{where}: task_index").reshape(-1)
         if ((task < 0) | (task >= len(dataset.tasks))).any():
             raise DataError(f"{where}: its task_index is {int(task.max())}, there are {len(dataset.tasks)} tasks")
         images: dict[str, Images] = {}
