@@ -123,6 +123,7 @@ MENDABLE |= {
     "no-range": (lengths(None, "dataset_from_index"), ALL, "dataset_from_index made anew"),
     "text-and-a-wrong-length": (text_and_a_wrong_length, WITHOUT_TWO, "its length was 7, its rows 48..60; the data files hold 12"),
     "text-and-a-gap": (text_and_a_gap, [pair for pair in WITHOUT_TWO if pair[0] != 3], "left out episode 3"),
+    "no-rows": (lambda root: edit(root / data(2), lambda table: table.slice(0, 0)), WITHOUT_TWO, "left out episode 2: holds no frames"),
     "floats": (floats, ALL, "6 episodes"),
 }
 
@@ -211,6 +212,13 @@ def test_a_dataset_of_which_nothing_is_left_is_refused(root: Path):
     with pytest.raises(DataError, match="nothing sound is left"):
         repair(root, root.parent / "mended")
     assert sorted(path.name for path in root.parent.iterdir()) == ["data"]
+
+
+def test_episode_tables_without_rows_are_not_called_damaged(root: Path):
+    edit(root / META, lambda table: table.slice(0, 0))
+    with pytest.raises(DataError) as caught:
+        repair(root, root.parent / "mended")
+    assert str(caught.value) == f"{root}: nothing sound is left; meta/episodes has no rows"
 
 
 def test_nothing_is_overwritten(root: Path):

@@ -105,6 +105,8 @@ def leaf_paths(file: pq.ParquetFile) -> list[tuple[str, ...]]:
 
 def _pages(path: Path, data: mmap.mmap, chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
     """(bytes once unpacked, values) of a column chunk, by the headers of its pages."""
+    if not chunk.num_values:  # of a table without rows: nothing is read of it, and its first page is said to be at 0
+        return 0, 0
     begin = chunk.data_page_offset
     if chunk.has_dictionary_page and chunk.dictionary_page_offset:
         begin = min(begin, chunk.dictionary_page_offset)

@@ -172,8 +172,8 @@ class _Copy:
                 finally:
                     shutil.rmtree(self.work / "clips", ignore_errors=True)
             if not writer.num_episodes:
-                first = next(iter(self.report.dropped.items()), (0, "it has no episode"))
-                raise DataError(f"{self.dataset.root}: nothing sound is left; episode {self.number(first[0])}: {first[1]}")
+                first = next((f"episode {self.number(e)}: {why}" for e, why in self.report.dropped.items()), "meta/episodes has no rows")
+                raise DataError(f"{self.dataset.root}: nothing sound is left; {first}")
             self.report.episodes, self.report.frames = writer.num_episodes, writer.num_frames
             writer.about["repair"] = {
                 "mended": self.report.mended,
