@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -255,6 +256,39 @@ def test_a_fault_inside_a_worker_is_told_as_what_it_is(windows):
     with pytest.raises(IndexError):
         stream.next()
     stream.close()
+
+
+def stop_workers(before: set) -> None:
+    for process in set(multiprocessing.active_children()) - before:
+        os.kill(process.pid, signal.SIGSTOP)
+
+
+def test_a_worker_that_hangs_is_an_error_and_not_a_hang(windows, monkeypatch):
+    """T6: after a while it is said, and the stream goes on where it was."""
+    monkeypatch.setattr("deftly.data.workers.STALLED_S", 1.0)
+    before = set(multiprocessing.active_children())
+    stream, plain = loader(windows, workers=2), loader(windows)
+    assert same(stream.next(), plain.next())
+    stop_workers(before)
+    came: list[Batch] = []
+    with pytest.raises(WorkerError, match="a data worker process gave nothing for 1 s"):
+        came.extend(iter(stream.next, None))  # what they had prepared comes still
+    assert all(same(batch, plain.next()) for batch in came)
+    assert not (set(multiprocessing.active_children()) - before)
+    assert all(same(stream.next(), plain.next()) for _ in range(4))
+    stream.close()
+
+
+def test_close_ends_workers_that_are_stopped(windows):
+    before = set(multiprocessing.active_children())
+    stream = loader(windows, workers=2)
+    for _ in range(2):
+        stream.next()
+    stop_workers(before)
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < 4
+    assert not (set(multiprocessing.active_children()) - before)
 
 
 def test_close_stops_the_workers(windows):

@@ -115,6 +115,7 @@ class BlockFeed:
     def __init__(self, frames: VideoFrames, order: BlockOrder, augmentation: AugmentConfig, workers: int) -> None:
         self.frames, self.order, self.augmentation, self.workers = frames, order, augmentation, workers
         self.source = DecodedPieces(frames, order)
+        self._processes: Workers | None = None
         self.close()
 
     def images(self, start: int, count: int) -> dict[str, Tensor]:
@@ -132,10 +133,16 @@ class BlockFeed:
         self._at = start + count
         return {camera: torch.cat([images[camera] for images in found]) for camera in found[0]}
 
+    def kill(self) -> None:
+        """End the processes, from any thread: `images` need not wait for them any longer."""
+        if self._processes is not None:
+            self._processes.kill()
+
     def close(self) -> None:
         """Stop the processes and forget what is decoded; `images` goes on from anywhere."""
+        self.kill()
         self._at = -1  # the sample that follows what was asked for last
-        self._processes: Workers | None = None
+        self._processes = None
         self._decoded = 0  # pieces, counted over all epochs
         self._blocks: dict[tuple[int, int], Block] = {}
 

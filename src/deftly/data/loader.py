@@ -125,6 +125,7 @@ class Loader(Stream):
 
     def close(self) -> None:
         """Stop the thread and the worker processes; the stream can go on, and starts new ones."""
+        self.feed.kill()  # the thread may wait for them
         self._prefetch.close()
         self.feed.close()
 

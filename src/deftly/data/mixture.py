@@ -192,6 +192,8 @@ class Mixture(Stream):
             loader.load_state(kept)
 
     def close(self) -> None:
+        for loader in self.loaders:
+            loader.feed.kill()  # the thread may wait for them
         self._prefetch.close()
         for loader in self.loaders:
             loader.close()

@@ -73,6 +73,7 @@ class StoreFeed:
 
     def __init__(self, source: OrderedFrames, workers: int) -> None:
         self.source, self.order, self.workers = source, source.order, workers
+        self._processes: Workers | None = None
         self.close()
 
     def images(self, start: int, count: int) -> dict[str, Tensor]:
@@ -86,7 +87,13 @@ class StoreFeed:
         self._at = start + count
         return images
 
+    def kill(self) -> None:
+        """End the processes, from any thread: `images` need not wait for them any longer."""
+        if self._processes is not None:
+            self._processes.kill()
+
     def close(self) -> None:
         """Stop the processes; the next batch may be anywhere."""
+        self.kill()
         self._at = -1  # the sample that follows what was asked for last
-        self._processes: Workers | None = None
+        self._processes = None

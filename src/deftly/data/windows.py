@@ -114,6 +114,10 @@ class Feed(Protocol):
         """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; asked for one batch after the other."""
         ...
 
+    def kill(self) -> None:
+        """End the processes, from any thread: `images` need not wait for them any longer."""
+        ...
+
     def close(self) -> None:
         """Stop the processes; the next batch may be anywhere."""
         ...

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -18,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from deftly.types import DataError, UsageError
 
 PARENT_CHECK_S = 1.0
+STALLED_S = 300.0  # processes that live and give nothing for so long: a disk that hangs, a stopped process
 
 
 class WorkerError(RuntimeError):
@@ -38,6 +41,7 @@ class Workers:
         self.source, self.count, self.step = source, count, step
         self._next = start
         self._results: Iterator[Any] | None = None
+        self._asked = math.inf  # when `next` began to wait
 
     def next(self) -> dict[str, torch.Tensor]:
         """The next job's result. Raises what the job raised, and `WorkerError` when a process died."""
@@ -49,20 +53,39 @@ class Workers:
         try:
             if self._results is None:
                 self._results = self._start()
+                threading.Thread(target=_watch, args=(weakref.ref(self), weakref.ref(self._results)), daemon=True).start()
+            self._asked = time.monotonic()
             result = next(self._results)
+            self._asked = math.inf
         except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it was handing a result over
             if str(error).startswith("Caught "):  # raised in the worker, which is well
                 raise
+            waited = time.monotonic() - self._asked
             self.close()
+            if waited > STALLED_S:
+                remedy = "the disk that it reads may hang, or the process was stopped: see to it, then resume"
+                raise WorkerError(f"a data worker process gave nothing for {STALLED_S:g} s; {remedy}") from None
             what = f"a data worker process died ({' '.join(str(error).split()) or type(error).__name__})"
             raise WorkerError(f"{what}; most often memory ran out: lower `workers` or `batch_size`, then resume") from None
         if isinstance(result, Refusal):
             raise result.kind(result.message)
         return result
 
+    def stalled(self) -> bool:
+        """Whether `next` has waited for too long."""
+        return time.monotonic() - self._asked > STALLED_S
+
+    def kill(self) -> None:
+        """End the processes, stopped ones too; from any thread. One that waits for them in `next` gets a `WorkerError`."""
+        for process in getattr(self._results, "_workers", ()):
+            process.kill()
+
     def close(self) -> None:
         """Stop the processes; `next` starts new ones, at the next job."""
-        self._results = None
+        self.kill()
+        for process in getattr(self._results, "_workers", ()):
+            process.join()  # killed: it is a matter of milliseconds
+        self._results, self._asked = None, math.inf
 
     def _start(self) -> Iterator[Any]:
         """The generator keeps torch from drawing the workers' seeds from the global one."""
@@ -77,6 +100,16 @@ class Workers:
         )
         with _own_child_handler():
             return iter(loader)
+
+
+def _watch(owner: weakref.ref[Workers], results: weakref.ref[Iterator[Any]]) -> None:
+    """Kill processes that live and give nothing, which is an error where they are waited for. torch's own time limit does not hold while
+    it fetches the memory that a stopped process has announced."""
+    while (workers := owner()) is not None and workers._results is results() is not None:
+        if workers.stalled():
+            workers.kill()
+        del workers
+        time.sleep(STALLED_S / 20)
 
 
 class Jobs:
