@@ -8,7 +8,8 @@ import pytest
 from deftly.data.dataset import Dataset
 from deftly.data.merge import described, merge
 from deftly.data.writer import DatasetWriter, EpisodeData
-from deftly.types import DataError
+from deftly.types import DataError, UsageError
+from guards import guards
 from recordings import episode, write
 from small_data import robot
 
@@ -41,6 +42,7 @@ def test_merging_again_gives_the_same_bytes(tmp_path):
     sources = parts(tmp_path)
     for name in ("x", "y"):
         merge(sources, tmp_path / name, {})
+    (tmp_path / "y/meta/info.json").unlink()
     merge(sources, tmp_path / "y", {})
     files = [sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*") if p.is_file()) for n in ("x", "y")]
     assert files[0] == files[1]
@@ -74,3 +76,31 @@ def test_an_interrupted_merge_is_no_dataset_and_can_be_repeated(tmp_path, monkey
         Dataset.open(tmp_path / "all")
     merge(sources, tmp_path / "all", {})
     assert Dataset.open(tmp_path / "all").num_episodes == 4
+
+
+@guards("data.merge.source")
+@pytest.mark.parametrize("place", ["a", "a/data/m", "."])
+def test_a_merge_never_writes_into_its_sources(tmp_path, place):
+    """In the last case `root / "data"`, which a merge empties first, holds them."""
+    source = write(tmp_path / ("data/a" if place == "." else "a"), (4,))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="which is only read"):
+        merge([source, source], tmp_path / place, {})
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@guards("data.merge.finished")
+def test_a_finished_dataset_is_not_merged_over(tmp_path):
+    first, second = parts(tmp_path)
+    with pytest.raises(UsageError, match="holds a dataset already"):
+        merge([first], second, {})
+    assert Dataset.open(second).num_episodes == 2
+
+
+@guards("data.merge.foreign")
+@pytest.mark.parametrize("name", ["data/notes", "videos/holiday"])
+def test_folders_that_no_merge_wrote_are_left_alone(tmp_path, name):
+    (tmp_path / "all" / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=f"holds {name}"):
+        merge(parts(tmp_path), tmp_path / "all", {})
+    assert (tmp_path / "all" / name).is_dir()

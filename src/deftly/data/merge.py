@@ -16,10 +16,12 @@ from deftly.contract import Embodiment, require_same
 from deftly.data.dataset import Dataset
 from deftly.data.files import DataFiles
 from deftly.data.metadata import write_metadata
-from deftly.data.schema import EPISODES_PATH, HISTOGRAMS_PATH, OURS_PATH, VIDEO_PATH, Feature, fill_path, next_file
+from deftly.data.schema import EPISODES_PATH, HISTOGRAMS_PATH, INFO_PATH, OURS_PATH, VIDEO_PATH, Feature, fill_path, next_file
 from deftly.data.tables import read_table
 from deftly.data.writer import episode_row
-from deftly.types import DataError
+from deftly.types import DataError, UsageError
+
+FOLDERS = ("data", "videos", "meta")
 
 
 def merge(sources: Sequence[Path], root: Path, about: Mapping[str, Any]) -> None:
@@ -27,21 +29,40 @@ def merge(sources: Sequence[Path], root: Path, about: Mapping[str, Any]) -> None
 
     The same sources in the same order give the same bytes. Video files are hard links where the file system allows it. info.json is
     written last, so an interrupted merge leaves a folder that nothing takes for a dataset; merging again finishes it.
-    Raises `DataError` when there is no source, or when embodiments or features differ.
+    Raises `UsageError` when `root` holds anything but what an interrupted merge leaves, or is, holds or lies in a source; nothing is
+    touched then. Raises `DataError` when there is no source, or when embodiments or features differ.
     """
     if not sources:
         raise DataError(f"{root}: nothing to merge")
-    target = _Target(root, Dataset.open(sources[0]))
+    first = Dataset.open(sources[0])
+    _require_free(root, sources, first)
+    target = _Target(root, first)
     for source in sources:
         target.add(Dataset.open(source))
     target.finish(about)
+
+
+def _require_free(root: Path, sources: Sequence[Path], first: Dataset) -> None:
+    """Refuse a folder whose data, videos or meta are somebody's work: they are removed before the merge starts."""
+    place = root.resolve()
+    for source in sources:
+        there = Path(source).resolve()
+        if place.is_relative_to(there) or any(there.is_relative_to(place / name) for name in FOLDERS):  # guard: data.merge.source
+            raise UsageError(f"{root}: is, holds or lies in {source}, which is only read; merge into a folder beside it")
+    if (root / INFO_PATH).exists():  # guard: data.merge.finished
+        raise UsageError(f"{root}: holds a dataset already; merge into another folder, or remove it first")
+    rows, videos = (sorted(path.name for path in (root / name).glob("*")) for name in ("data", "videos"))
+    foreign = [f"data/{name}" for name in rows if not name.startswith("chunk-")]
+    foreign += [f"videos/{name}" for name in videos if name not in first.features]
+    if foreign:  # guard: data.merge.foreign
+        raise UsageError(f"{root}: holds {foreign[0]}, which no merge wrote; merge into another folder")
 
 
 class _Target:
     """The dataset that grows."""
 
     def __init__(self, root: Path, first: Dataset) -> None:
-        for name in ("data", "videos", "meta"):
+        for name in FOLDERS:
             shutil.rmtree(root / name, ignore_errors=True)
         self._root, self._first = root, first
         self._embodiment: Embodiment = first.embodiment
