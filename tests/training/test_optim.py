@@ -1,14 +1,11 @@
 """Learning rates against their closed form; parameter groups; the optimizer's state through a file and back."""
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
 from deftly.training.optim import (
     AdamWConfig,
-    WarmupCosineConfig,
     flatten_optimizer,
     load_optimizer,
     optimizer_names,
@@ -31,31 +28,6 @@ class Zoo(nn.Module):
         self.query = nn.Parameter(torch.zeros(1, 1, 4))
         self.temperature = nn.Parameter(torch.zeros(()))
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
-
-
-@pytest.mark.parametrize(("total", "warmup", "floor"), [(100, 0.1, 0.05), (7, 0.0, 0.0), (10, 0.5, 1.0), (1, 0.0, 0.1), (2, 0.9, 0.1)])
-def test_schedule_is_its_closed_form(total, warmup, floor):
-    schedule = WarmupCosineConfig(warmup_fraction=warmup, floor_fraction=floor)
-    factors = [schedule.factor(step, total) for step in range(total + 3)]
-    first = round(warmup * total)
-    for step, factor in enumerate(factors[:total]):
-        if step < first:
-            assert factor == (step + 1) / (first + 1)
-        else:
-            progress = min(1.0, (step - first) / max(1, total - 1 - first))
-            assert factor == pytest.approx(floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
-    assert factors[0] > 0
-    assert max(factors[:total]) == factors[min(first, total - 1)]
-    assert all(factor == pytest.approx(floor) for factor in factors[max(total, first + 2) :])  # it never rises again after the end
-
-
-def test_schedule_warms_up_to_exactly_one_then_falls_to_the_floor():
-    schedule = WarmupCosineConfig(warmup_fraction=0.25, floor_fraction=0.1)
-    factors = [schedule.factor(step, 40) for step in range(40)]
-    assert factors[10] == 1.0
-    assert factors[39] == pytest.approx(0.1)
-    assert factors[:11] == sorted(factors[:11])
-    assert factors[10:] == sorted(factors[10:], reverse=True)
 
 
 def test_only_matrices_and_kernels_decay():

@@ -8,8 +8,9 @@ import pydantic
 import torch
 
 from deftly.config import Config
-from deftly.training.optim import AdamWConfig, WarmupCosineConfig
+from deftly.training.optim import AdamWConfig
 from deftly.training.precision import native_bf16
+from deftly.training.schedule import ScheduleConfig, WarmupCosineConfig
 
 
 class TrainingConfig(Config):
@@ -21,7 +22,7 @@ class TrainingConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 where the device computes it natively, else fp32; `resolve` settles it."""
     optimizer: AdamWConfig = AdamWConfig()
-    schedule: WarmupCosineConfig = WarmupCosineConfig()
+    schedule: ScheduleConfig = WarmupCosineConfig()
     clip_norm: float | None = pydantic.Field(default=1.0, gt=0)
     ema_decay: float | None = pydantic.Field(default=0.999, ge=0, lt=1)
     """Final decay of the moving average of the weights; null: none. It warms up as (1 + n) / (10 + n)."""

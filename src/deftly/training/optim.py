@@ -1,8 +1,7 @@
-"""What turns gradients into updates: AdamW over two parameter groups, and the learning rate as a pure function of the step."""
+"""What turns gradients into updates: AdamW over two parameter groups."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import pydantic
@@ -13,28 +12,6 @@ from deftly.config import Config
 from deftly.types import DataError, UsageError
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
-
-
-class WarmupCosineConfig(Config):
-    """Linear warm-up to the peak, then half a cosine down to a floor that the last step reaches.
-
-    With w = round(warmup_fraction * steps): step s < w has the factor (s + 1) / (w + 1), so that the first is above zero and step w is
-    the peak; from there floor + (1 - floor) * (1 + cos(pi * (s - w) / (steps - 1 - w))) / 2, clamped to the floor past the end.
-    """
-
-    kind: Literal["warmup_cosine"] = "warmup_cosine"
-    warmup_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
-    """Share of all steps that the warm-up takes."""
-    floor_fraction: float = pydantic.Field(default=0.01, ge=0, le=1)
-    """Learning rate of the last step, as a share of the peak."""
-
-    def factor(self, step: int, total: int) -> float:
-        """What the peak learning rate is multiplied with at `step` (0-based) of `total`."""
-        warmup = round(self.warmup_fraction * total)
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
-        return self.floor_fraction + (1 - self.floor_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class AdamWConfig(Config):
