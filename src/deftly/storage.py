@@ -209,6 +209,13 @@ def commit(directory: Path, fill: Callable[[Path], None], about: dict[str, Any])
     sync_directory(directory.parent)
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes left of a directory that they were making; for who holds the lock under which it is made."""
+    for kind in ("tmp", "old"):
+        for leftover in directory.parent.glob(f".{directory.name}.*.{kind}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def write_manifest(directory: Path, about: dict[str, Any]) -> None:
     """Sync every file below a directory, then write the manifest that commits them."""
     files = {}

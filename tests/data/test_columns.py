@@ -24,6 +24,13 @@ class Counted(FakeDataset):
         return super().__getattribute__(name)
 
 
+def leftover(home):
+    """What a writer that was killed leaves behind."""
+    folder = home.with_name(f".{home.name}.1234.tmp")
+    folder.mkdir()
+    return folder
+
+
 def home(cache):
     return next(path for path in (cache / "columns").iterdir() if path.is_dir())
 
@@ -47,7 +54,7 @@ def test_a_real_dataset_and_its_columns_agree(tmp_path):
     assert np.array_equal(columns.task, dataset.task_of_frame)
 
 
-@pytest.mark.parametrize("damage", [None, "truncate", "manifest", "gone", "garbage"])
+@pytest.mark.parametrize("damage", [None, "truncate", "manifest", "gone", "garbage", "killed"])
 def test_columns_are_written_once_and_damaged_ones_again(tmp_path, damage):
     dataset = Counted()
     Columns.prepare(dataset, tmp_path)
@@ -61,10 +68,14 @@ def test_columns_are_written_once_and_damaged_ones_again(tmp_path, damage):
         file.unlink()
     elif damage == "garbage":
         manifest.write_text("[1]")
+    elif damage == "killed":
+        manifest.unlink()
+        file.rename(leftover(home(tmp_path)) / "action.bin")
     columns = Columns.prepare(dataset, tmp_path)
     assert Counted.read - before == (0 if damage is None else 1)
     assert np.array_equal(columns.action, dataset.action)
     assert json.loads(manifest.read_text())["frames"] == 21
+    assert list((tmp_path / "columns").glob(".*.tmp")) == []
 
 
 def test_other_data_is_another_directory(tmp_path):

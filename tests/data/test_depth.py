@@ -252,17 +252,17 @@ def test_without_depth_nothing_is_there(root):
 
 
 def test_the_store_is_kept_and_a_truncated_one_is_built_again(root, monkeypatch):
-    data = build(root)
-    store = frames_of(data)
+    store = frames_of(data := build(root))
     path, before = store.homes["left_depth"] / FILE, store.frames["left_depth"].copy()
     data.close()
     with monkeypatch.context() as patch:
         patch.setattr(Dataset, "depth", lambda *_: 1 / 0)
         build(root).close()
     path.write_bytes(path.read_bytes()[:-2])
-    again = build(root)
+    shutil.copytree(path.parent, killed := path.parent.with_name(f".{path.parent.name}.1234.tmp"))
+    build(root).close()
     assert np.array_equal(np.fromfile(path, np.uint16).reshape(before.shape), before)
-    again.close()
+    assert not killed.exists()
     with pytest.raises(UsageError, match="more than 0%"):
         build(root, image_size=24, disk_share=1e-9)
 

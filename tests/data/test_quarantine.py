@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_broken_episodes_are_left_out_and_written_down(tmp_path: Path):
     mine = [line for line in lines if line["dataset"] == str(root)]
     assert sorted((line["episode"], line["code"]) for line in mine) == [(1, "not_finite"), (4, "broken_video")]
     assert [line["dataset"] for line in lines if line not in mine] == [str(tmp_path / "other")], "numbers are of that dataset"
+
+
+def test_a_verdict_is_not_kept_beyond_a_change_that_hides_its_time(tmp_path: Path):
+    """As a copy with times kept, or a card that rots: the size and the time of the contents are as they were."""
+    root = write_six(tmp_path / "data")
+    dataset = Dataset.open(root)
+    assert len(quarantine.accept(dataset, HALF)[0]) == 6
+    path = root / video(4)
+    before, content = path.stat(), bytearray(path.read_bytes())
+    at = content.index(b"moov")
+    content[at : at + 4] = b"xxxx"
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert quarantine.accept(dataset, HALF)[0].tolist() == [0, 1, 2, 3, 5]
 
 
 @guards("data.quarantine.refusal")

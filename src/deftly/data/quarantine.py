@@ -67,13 +67,13 @@ def _place(root: Path, config: CheckConfig, cache_dir: Path | None) -> Path:
 
 
 def _state(root: Path) -> list[tuple[str, int, int]]:
-    """(name, bytes, time of change) of every file of the dataset."""
+    """(name, bytes, time of change) of every file; that of the inode, since the time of the contents can be set back, and copies do so."""
     found = []
     for name in FOLDERS:
         for folder, _, files in os.walk(root / name):
             for file in files:
                 status = os.stat(os.path.join(folder, file), follow_symlinks=False)
-                found.append((os.path.relpath(os.path.join(folder, file), root), status.st_size, status.st_mtime_ns))
+                found.append((os.path.relpath(os.path.join(folder, file), root), status.st_size, status.st_ctime_ns))
     return sorted(found)
 
 

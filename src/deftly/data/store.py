@@ -139,8 +139,7 @@ def _build(dataset: Dataset, homes: dict[str, Path], image_size: int, workers: i
     num_bytes = dataset.num_frames * image_size * image_size * 3
     temporary = {camera: home.with_name(f".{home.name}.{uuid.uuid4().hex[:8]}.tmp") for camera, home in homes.items()}
     for home in homes.values():
-        for leftover in home.parent.glob(f".{home.name}.*.tmp"):  # of a killed builder: we hold the lock
-            shutil.rmtree(leftover, ignore_errors=True)
+        storage.remove_leftovers(home)
     try:
         for folder in temporary.values():
             folder.mkdir()
