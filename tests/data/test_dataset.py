@@ -257,6 +257,7 @@ def read(root: Path) -> None:
             "from_timestamp is missing",
         ),
         (lambda r: (r / "meta/deftly.json").write_text("[]"), "holds no embodiment"),
+        (lambda r: (r / "meta/deftly.json").write_text('{"embodiment": {}}'), r"name: Field required .* more\); delete the file"),
         (lambda r: (r / "meta/deftly.json").write_text(json.dumps({"embodiment": robot(state=3).to_dict()})), "contradicts"),
     ],
 )

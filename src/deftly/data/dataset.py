@@ -27,7 +27,7 @@ from deftly.data.rows import TASK, read_columns, read_rows, read_texts, row_file
 from deftly.data.schema import ACTION, INFO_PATH, OURS_PATH, STATE, TASKS_PATH, VERSION, Info, embodiment_of, read_info
 from deftly.data.tables import EpisodeColumns, read_episodes, read_tasks
 from deftly.data.tables_v2 import EpisodeLines
-from deftly.types import DataError, EpisodeError
+from deftly.types import DataError, EpisodeError, UsageError
 
 
 class Dataset:
@@ -311,7 +311,12 @@ def _embodiment(root: Path, info: Info) -> Embodiment:
     values = storage.read_json(storage.inside(root, OURS_PATH))
     if not isinstance(values, dict) or not isinstance(values.get("embodiment"), dict):
         raise DataError(f"{root / OURS_PATH}: holds no embodiment; delete the file to read the dataset without it")
-    ours = Embodiment.parse(values["embodiment"], where=str(root / OURS_PATH))
+    try:
+        ours = Embodiment.parse(values["embodiment"], where=str(root / OURS_PATH))
+    except UsageError as error:
+        first, *more = str(error).splitlines()
+        others = f" (and {len(more)} more)" if more else ""
+        raise DataError(f"{first}{others}; delete the file to read the dataset without it") from None
     same = [(c.name, c.height, c.width) for c in ours.cameras] == [(c.name, c.height, c.width) for c in plain.cameras]
     if not same or len(ours.state) != len(plain.state) or len(ours.action) != len(plain.action) or ours.rate_hz != plain.rate_hz:
         raise DataError(f"{root / OURS_PATH}: its embodiment contradicts {INFO_PATH}; delete the file to read the dataset without it")
