@@ -75,17 +75,22 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def train(run: Run, directory: Path, *, resume: bool = False, device: str = "auto") -> dict[str, Any]:
+def train(run: Run, directory: Path, *, resume: bool = False, device: str = "auto", allow_change: Sequence[str] = ()) -> dict[str, Any]:
     """Carry out a run in `directory` and return its summary, which is also written there.
 
+    `allow_change` names fields that may differ from what a resumed run began with (`training.steps`, `training`, `dataset`).
     Raises `UsageError` or `DataError`, one line, before the first step when something does not fit.
     """
     if run.folds is None:
-        return _train_one(run, directory, resume=resume, device=choose_device(device))
+        return _train_one(run, directory, resume=resume, device=choose_device(device), allow_change=allow_change)
+    if allow_change:
+        raise UsageError("a run with folds is one measurement: nothing of it may change halfway; choose another directory")
     return _train_folds(run, run.folds, directory, resume=resume, device=choose_device(device))
 
 
-def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device, split: Any = None) -> dict[str, Any]:
+def _train_one(
+    run: Run, directory: Path, *, resume: bool, device: torch.device, split: Any = None, allow_change: Sequence[str] = ()
+) -> dict[str, Any]:
     run = run.replace(training=run.training.resolve(device))
     data = run.data.build(seed=run.seed, device=device, executed_steps=run.executed_steps, episodes=split)
     try:
@@ -114,7 +119,7 @@ def _train_one(run: Run, directory: Path, *, resume: bool, device: torch.device,
         )
         print_plan(run, data, trainer.plan(), directory)
         quarantine.write(directory / quarantine.QUARANTINE_FILE, data.findings)
-        summary = trainer.fit(resume=resume)
+        summary = trainer.fit(resume=resume, allow_change=allow_change)
         storage.write_json(directory / DATA_FILE, data.summary())
         storage.write_json(directory / "summary.json", summary)
         if data.validation is not None:

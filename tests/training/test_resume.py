@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deftly import storage
 from deftly.contract import Camera, Contract, Embodiment, Vector, Window
 from deftly.types import DataError, UsageError
 from training.toys import ToyObjective, ToyStream, fingerprint, log_lines, make_trainer, small_config
@@ -145,10 +147,10 @@ def contract(low):
     )  # fmt: skip
 
 
-def refusal(directory, error, **changes):
+def refusal(directory, error, *, allow_change=(), **changes):
     given = {"config": config(), "stream": stream(), "contract": contract(0.0), **changes}
     with pytest.raises(error) as caught:
-        make_trainer(directory, **given).fit(resume=True)
+        make_trainer(directory, **given).fit(resume=True, allow_change=allow_change)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -162,6 +164,50 @@ def test_a_changed_config_is_refused_by_field(stopped):
 def test_changed_data_is_refused_naming_the_difference(stopped):
     assert 'dataset_hash: expected "data-1", found "data-2"' in refusal(stopped, DataError, dataset_hash="data-2")
     assert "contract.embodiment.state.low[0]: expected 0.0, found -1.0" in refusal(stopped, DataError, contract=contract(-1.0))
+
+
+@pytest.fixture
+def copied(stopped, tmp_path):
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+def test_a_named_field_may_change_and_no_other(copied):
+    longer = config().replace(steps=40, clip_norm=2.0)
+    assert "--allow-change training.clip_norm," in refusal(copied, UsageError, allow_change=["training.steps"], config=longer)
+    for name, hint in (("training.stepz", "did you mean 'steps'?"), ("trainin", "did you mean 'training'?"), ("name.x", "known here")):
+        assert hint in refusal(copied, UsageError, allow_change=[name], config=longer)
+    trainer = make_trainer(copied, config=longer, stream=stream(calls={34: stop}), contract=contract(0.0))
+    before = log_lines(copied)
+    with pytest.raises(SystemExit):
+        trainer.fit(resume=True, allow_change=["training"])
+    assert log_lines(copied)[: len(before)] == before
+    assert storage.read_json(copied / "run.json")["training"]["steps"] == 40
+    # the same command again: the change is no change any more
+    trainer = make_trainer(copied, config=longer, stream=stream(), contract=contract(0.0))
+    assert trainer.fit(resume=True, allow_change=["training"])["steps"] == 40
+    assert "training.steps: expected 40, found 30" in refusal(copied, UsageError)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_other_data_is_gone_on_with_when_it_is_named(copied, fits, capsys):
+    class OtherLength(ToyStream):
+        def load_state(self, state):
+            raise DataError("the saved stream has windows 7, this one 8")
+
+    given = {"config": config(), "contract": contract(-1.0), "dataset_hash": "data-2"}
+    assert "--allow-change dataset" in refusal(copied, DataError, **given)
+    assert "the data is not" in refusal(copied, DataError, allow_change=["training"], **given)
+    other = (ToyStream if fits else OtherLength)(curriculum=True, calls={} if fits else {2: stop})
+    trainer = make_trainer(copied, stream=other, **given)
+    if fits:
+        assert trainer.fit(resume=True, allow_change=["dataset"])["steps"] == STEPS
+    else:
+        with pytest.raises(SystemExit):
+            trainer.fit(resume=True, allow_change=["dataset"])
+        assert other.position == 3
+        assert "it begins at its first sample" in capsys.readouterr().err
+        trainer = make_trainer(copied, stream=ToyStream(curriculum=True), **given)
+        assert trainer.fit(resume=True)["steps"] == STEPS
 
 
 def test_another_precision_is_refused_and_other_threads_are_announced(stopped, capsys):

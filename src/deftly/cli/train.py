@@ -22,8 +22,10 @@ from deftly.run import Run, train
 from deftly.types import UsageError
 
 USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--small] [--FIELD VALUE ...]
+                  [--resume --allow-change FIELD ...]
   NAME is a recipe ({recipes}), a run directory or its run.json, or my.py:recipe, which is your own code
   --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16
+  --allow-change FIELD lets a resumed run go on with another value: training.steps, a whole part such as training, or dataset
   `deftly train NAME --fields` lists every field with its value"""
 
 
@@ -36,6 +38,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--allow-change", action="append", default=[], metavar="FIELD")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--fields", action="store_true")
@@ -48,7 +51,9 @@ def main(arguments: list[str]) -> None:
     directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
     if own.resume and not directory.exists():
         raise UsageError(f"--resume: there is no run in {directory}; give the run's directory as --out, or leave --resume out to start it")
-    print_summary(train(run, directory, resume=own.resume, device=own.device), directory)
+    if own.allow_change and not own.resume:
+        raise UsageError("--allow-change is for a run that goes on: add --resume")
+    print_summary(train(run, directory, resume=own.resume, device=own.device, allow_change=own.allow_change), directory)
 
 
 def default_directory(name: str, run: Run, resume: bool) -> Path:

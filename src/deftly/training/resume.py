@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,26 +44,62 @@ def environment(config: TrainingConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
-def require_same_run(ours: Identity, snapshot: Snapshot, where: Path) -> list[str]:
-    """Raise one line that names the differing fields, or return notes on what keeps the resumed run from being bit-identical."""
-    state = snapshot.trainer
-    changed = differences(snapshot.run, ours.run)
+DATASET = "dataset"  # what `allowed` calls the data itself, as opposed to the config's fields
+
+
+def require_same_run(ours: Identity, snapshot: Snapshot, where: Path, allowed: Sequence[str] = ()) -> list[str]:
+    """Raise one line that names the differing fields, or return notes on what keeps the resumed run from being bit-identical.
+
+    `allowed` are fields that may have changed: `training.steps`, a whole part of the config such as `training`, or `dataset`.
+    """
+    state, mine = snapshot.trainer, ours.to_dict()
+    config = differences(snapshot.run, ours.run)
+    changed = [line for line in config if not _is_allowed(line, allowed)]
     if changed:
-        raise UsageError(f"{where}: the run's config has changed: {shortened(changed)}; change it back, or start a new run directory")
-    mine = ours.to_dict()
-    changed = differences({"dataset_hash": state["dataset_hash"]}, {"dataset_hash": mine["dataset_hash"]})
-    changed += differences({"contract": state["contract"]}, {"contract": mine["contract"]})
-    if changed:
+        fields = " ".join(f"--allow-change {_field(line)}" for line in changed)
+        remedy = f"change it back, go on with {fields}, or start a new run directory"
+        raise UsageError(f"{where}: the run's config has changed: {shortened(changed)}; {remedy}")
+    data = differences({"dataset_hash": state["dataset_hash"]}, {"dataset_hash": mine["dataset_hash"]})
+    data += differences({"contract": state["contract"]}, {"contract": mine["contract"]})
+    if data and DATASET not in allowed:
         raise DataError(
-            f"{where}: the data is not what the run began with: {shortened(changed)}; resume with that data, or start a new run directory"
+            f"{where}: the data is not what the run began with: {shortened(data)}; resume with that data, go on with "
+            f"--allow-change {DATASET}, or start a new run directory"
         )
     fixed = ("precision", "ranks")
     then, now = state["environment"], mine["environment"]
-    changed = differences({name: then[name] for name in fixed}, {name: now[name] for name in fixed})
+    changed = [
+        line
+        for line in differences({name: then[name] for name in fixed}, {name: now[name] for name in fixed})
+        if not _is_allowed(f"training.{line}", allowed)
+    ]
     if changed:
         raise UsageError(f"{where}: {shortened(changed)}; resume as the run began, or start a new run directory")
+    notes = [f"changed from here on: {shortened(config + data)}"] if config or data else []
     changed = differences(then, now)
-    return [f"WARNING: {shortened(changed)}: the run goes on, but not bit for bit as it would have"] if changed else []
+    return notes + ([f"WARNING: {shortened(changed)}: the run goes on, but not bit for bit as it would have"] if changed else [])
+
+
+def check_allowed(allowed: Sequence[str], run: dict[str, Any]) -> None:
+    """Every name must be a field of the run, or a part of it: a typing error must not pass for a change that did not happen."""
+    for name in allowed:
+        value: Any = run
+        for part in () if name == DATASET else name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                known = sorted(value) if isinstance(value, dict) else []
+                near = difflib.get_close_matches(part, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join([*known, DATASET])}"
+                raise UsageError(f"--allow-change {name}: the run has no such field; {hint}")
+            value = value[part]
+
+
+def _field(line: str) -> str:
+    """The field that a line of `differences` is about."""
+    return line.partition(":")[0].partition("[")[0]
+
+
+def _is_allowed(line: str, allowed: Sequence[str]) -> bool:
+    return any(_field(line) == name or _field(line).startswith(f"{name}.") for name in allowed)
 
 
 def require_average(wanted: bool, snapshot: Snapshot, where: str) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from deftly.training.state import check_not_saved, load_strictly, on_cpu, policy
 from deftly.training.step import check_batch, clip, total_counts
 from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
 from deftly.training.validation import validate
-from deftly.types import Batch, Clock, Objective, Stream, UsageError
+from deftly.types import Batch, Clock, DataError, Objective, Stream, UsageError
 
 RUN_FILE, CHECKPOINTS, LOCK = "run.json", "checkpoints", ".lock"
 
@@ -110,15 +110,16 @@ class Trainer:
 
     # -- the run ---------------------------------------------------------------------------------------------------------------------
 
-    def fit(self, resume: bool = False) -> dict[str, Any]:
+    def fit(self, resume: bool = False, allow_change: Sequence[str] = ()) -> dict[str, Any]:
         """Train to the last step and return the summary.
 
-        With `resume` it goes on from the newest good checkpoint, or from the beginning where there is none yet. Raises `UsageError` or
+        With `resume` it goes on from the newest good checkpoint, or from the beginning where there is none yet; fields of the config that
+        have changed since are refused, unless `allow_change` names them. Raises `UsageError` or
         `DataError` before the first step, `TrainingError` when training cannot go on, and `SystemExit(143)` after SIGTERM.
         """
         alone = storage.lock(self.directory / LOCK, wait=False, who="trainer", remedy="stop it first") if self.is_main else nullcontext()
         with alone, interruptible() as interrupt, self.display:
-            self._begin(resume)
+            self._begin(resume, allow_change)
             self.time.start()
             while self.step < self.config.steps:
                 batch = self._take(interrupt)
@@ -128,7 +129,7 @@ class Trainer:
                     self._leave(interrupt)
             return self.summary()
 
-    def _begin(self, wants_resume: bool) -> None:
+    def _begin(self, wants_resume: bool, allow_change: Sequence[str]) -> None:
         """Start at the beginning, or where the newest checkpoint stands."""
         if self.is_main:
             self.checkpoints.sweep(self.display.say)
@@ -141,9 +142,10 @@ class Trainer:
             )
         snapshot = self.checkpoints.newest(self.display.say)
         if snapshot is not None:
-            for note in resume.require_same_run(self.identity, snapshot, self.checkpoints.path(snapshot.step)):
+            resume.check_allowed(allow_change, self.identity.run)
+            for note in resume.require_same_run(self.identity, snapshot, self.checkpoints.path(snapshot.step), allow_change):
                 self.display.say(note)
-            self._restore(snapshot)
+            self._restore(snapshot, new_data=resume.DATASET in allow_change)
             self.display.say(f"resuming at step {self.step} of {self.config.steps}")
         if self.is_main:
             storage.write_json(self.directory / RUN_FILE, self.identity.run)
@@ -339,15 +341,20 @@ class Trainer:
             run=self.identity.run,
         )
 
-    def _restore(self, snapshot: Snapshot) -> None:
-        """The inverse of `snapshot`."""
+    def _restore(self, snapshot: Snapshot, new_data: bool = False) -> None:
+        """The inverse of `snapshot`; `new_data` may be of another length, then it begins at its first sample."""
         state, where = snapshot.trainer, str(self.checkpoints.path(snapshot.step))
         resume.require_average(self.ema is not None, snapshot, where)
         load_strictly(self.objective, self.objective.not_saved, snapshot.raw if snapshot.raw is not None else snapshot.objective, where)
         if self.ema is not None:
             self.ema.load(snapshot.objective, state["ema_updates"], where)
         load_optimizer(self.optimizer, self.optimizer_names, snapshot.optimizer)
-        self.stream.load_state(state["stream"])
+        try:
+            self.stream.load_state(state["stream"])
+        except DataError as error:
+            if not new_data:
+                raise
+            self.display.say(f"{error}; it begins at its first sample")
         self.guard.load_state(state["guard"])
         self.running.load_state(state["running"])
         self.time.load_state(state["seconds"])
