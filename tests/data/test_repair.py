@@ -370,3 +370,19 @@ def test_what_v21_calls_no_number_is_refused_in_one_line(tmp_path: Path):
     with pytest.raises(DataError, match="needs a new episode_index") as caught:
         repair(root, tmp_path / "mended")
     assert str(caught.value).startswith(f"{root}/meta/episodes.jsonl")
+
+
+def test_rows_beyond_the_length_of_an_episode_are_not_left_out_in_silence(tmp_path: Path):
+    root = write_v21(tmp_path / "src")
+    lines = list(storage.read_lines(root / "meta/episodes.jsonl"))
+    write_lines(root / "meta/episodes.jsonl", [{**line, "length": line["length"] - (line["episode_index"] == 1)} for line in lines])
+    report = repair(root, tmp_path / "mended")
+    assert f"episode 1: 1 rows beyond its length of {LENGTHS[1] - 1} left out" in report.lines()
+
+
+@pytest.mark.parametrize("name", ["episodes", "tasks"])
+def test_jsonl_without_its_last_newline_is_repaired_whole(tmp_path: Path, name: str):
+    root = write_v21(tmp_path / "src")
+    path = root / f"meta/{name}.jsonl"
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert repair(root, tmp_path / "mended").lines() == ["3 episodes, 13 frames in the mended copy"]

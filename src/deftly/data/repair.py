@@ -205,6 +205,8 @@ class _Copy:
         expected = int(self.dataset.episode_length[episode])
         if len(once) < len(rows):
             self.report.mended.append(f"episode {self.number(episode)}: {len(rows) - len(once)} repeated rows left out")
+        if whole > expected:
+            self.report.mended.append(f"episode {self.number(episode)}: {whole - expected} rows beyond its length of {expected} left out")
         whole = min(whole, expected)
         if whole < expected and whole:
             self.report.mended.append(f"episode {self.number(episode)}: kept up to frame {whole - 1}, the row of frame {whole} is missing")
