@@ -42,7 +42,8 @@ def lock(path: Path, *, wait: bool, who: str = "process", remedy: str = "wait fo
     While another one holds it, `wait` waits, and otherwise a `UsageError` says which `who` it is and what to do about it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor, owner_pid = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), os.getpid()
+    _held.add(descriptor)  # before the lock is ours: a child of that moment must not keep it either
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,11 +52,11 @@ def lock(path: Path, *, wait: bool, who: str = "process", remedy: str = "wait fo
             raise UsageError(f"{path.parent}: another {who} (process {owner or 'unknown'}) is using it; {remedy}") from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        _held.add(descriptor)
         yield
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        if os.getpid() == owner_pid:  # a forked child has let go already, and the number may be another file's by now
+            _held.discard(descriptor)
+            os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

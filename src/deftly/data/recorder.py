@@ -79,6 +79,7 @@ class Recorder:
         self.num_episodes = 0
         self._kinds: Kinds = {}
         self._over = ""  # why nothing can be recorded any more
+        self._owner = os.getpid()
         self._stack = contextlib.ExitStack()
         with self._guarded("start recording"), self._stack:
             if not unfinished:
@@ -220,8 +221,9 @@ class Recorder:
         pq.write_table(arrow_table(schema, vectors, encoded), directory / ROWS, **PARQUET)
 
     def discard_episode(self) -> None:
-        """Forget the frames since the last save. A recorder that is closed has none: what is there now is another's, and stays."""
-        if self._over:
+        """Forget the frames since the last save. A recorder that is closed, or that a forked process inherited, has none: what is there
+        now is another's, and stays."""
+        if self._over or os.getpid() != self._owner:  # guard: data.recorder.discard_in_child
             return
         for writer in self._videos.values():
             writer.abort()
@@ -251,13 +253,15 @@ class Recorder:
         return self.root
 
     def close(self) -> None:
-        """Let go of the folder; frames that were not saved are lost, saved episodes stay."""
+        """Let go of the folder; frames that were not saved are lost, saved episodes stay. A forked process costs its parent nothing."""
         if self._rows or self._videos:
             self.discard_episode()
         self._over = self._over or CLOSED
         self._stack.close()
 
     def _require_open(self) -> None:
+        if os.getpid() != self._owner:  # guard: data.recorder.child
+            raise UsageError(f"{self.root}: process {self._owner} is recording it; a process that was forked from it cannot")
         if self._over:  # guard: data.recorder.over
             raise UsageError(f"{self.root}: {self._over}")
 
