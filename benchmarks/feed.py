@@ -1,8 +1,9 @@
 """Does data keep up with training? The trainer fed by the loader, beside the same trainer fed one batch over and over.
 
-    python benchmarks/feed.py                          the demo's run on this machine's CPU: goal 95 %
+    python benchmarks/feed.py                          recipes on this machine's CPU: goal 95 %
     python benchmarks/feed.py --feed --device cuda     batches/s alone, at 256 x two 224 px cameras with 16 workers
 
+`imitate` is what `deftly train imitate` trains; `demo` is the smallest policy that does anything, so its data weighs most.
 Both streams take turns of 10 steps inside ONE run of the trainer, so that what else the machine does falls on both alike. The time of a
 step is from one call of `next()` to the next one. The machine should be idle all the same: `load` says how busy it was.
 """
@@ -29,6 +30,7 @@ from deftly.data.generate import GenerateConfig, generate
 from deftly.data.source import DataConfig
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.recipes.demo import demo
+from deftly.recipes.imitate import imitate
 from deftly.run import Run, build_policy, write_policy
 from deftly.sim.tabletop import TabletopConfig
 from deftly.training.config import TrainingConfig
@@ -162,9 +164,12 @@ def main() -> None:
             result = {"feed": feed(config, flags.device, flags.steps)}
         else:
             generate(GenerateConfig(world=TabletopConfig(), boxes=False), place / "data", flags.episodes, 0, 0)
-            run = demo()
-            training: TrainingConfig = run.training.replace(steps=flags.steps, validate_every=None, checkpoint_every=None)
-            result = {"trainer": train(run.replace(data=run.data.replace(path=place / "data"), training=training, world=None), place)}
+            result = {}
+            for recipe, steps in ((imitate, flags.steps // 2), (demo, flags.steps)):
+                run = recipe()
+                training: TrainingConfig = run.training.replace(steps=steps, validate_every=None, checkpoint_every=None)
+                run = run.replace(data=run.data.replace(path=place / "data"), training=training, world=None)
+                result[run.name] = train(run, place / run.name)
     finally:
         shutil.rmtree(place)
     result["host"] = {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__, "load": os.getloadavg()[0]}
