@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from deftly.training.state import Buffers, check_fit, check_not_saved, load_strictly, on_cpu, policy_state, saved_tensors
+from deftly.training.state import Buffers, check_fit, check_not_saved, copies, load_strictly, policy_state, saved_tensors
 from deftly.types import DataError, UsageError
 from training.toys import ToyObjective, ToyPolicy
 
@@ -36,7 +36,7 @@ def test_not_saved_must_name_frozen_sub_modules():
 
 def test_loading_is_strict():
     source, target = ToyObjective(), ToyObjective()
-    tensors = on_cpu(saved_tensors(source, ()))
+    tensors = copies(saved_tensors(source, ()))
     load_strictly(target, (), tensors, "here")
     assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True))
     name = "policy.first.weight"
@@ -61,7 +61,7 @@ def test_check_fit_counts_what_it_does_not_name():
 
 def test_tensors_for_a_file_share_no_memory():
     base = torch.arange(6.0)
-    made = on_cpu({"a": base, "b": base, "part": base[2:4], "turned": base.reshape(2, 3).T})
+    made = copies({"a": base, "b": base, "part": base[2:4], "turned": base.reshape(2, 3).T})
     assert torch.equal(made["a"], made["b"])
     assert len({tensor.data_ptr() for tensor in made.values()}) == 4
     assert all(tensor.is_contiguous() for tensor in made.values())

@@ -69,18 +69,9 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where
             raise DataError(f"{where}: tensor {name!r} has shape {tuple(found[name].shape)}, the model has {tuple(tensor.shape)}")
 
 
-def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, no two sharing memory: what safetensors can write. Copies only where it must."""
-    result: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        plain = tensor.detach().cpu().contiguous()
-        storage = plain.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != plain.numel() * plain.element_size():
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        result[name] = plain
-    return result
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU, no two sharing memory: they stay as they are while training goes on, and safetensors can write them."""
+    return {name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach()) for name, tensor in tensors.items()}
 
 
 def policy_state(objective: Objective, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from deftly.training.guard import Guard, TrainingError, listed
 from deftly.training.lifetime import Interrupt, interruptible
 from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rate
 from deftly.training.precision import autocast, make_deterministic, native_bf16
-from deftly.training.state import check_not_saved, load_strictly, on_cpu, policy_state, saved_tensors
+from deftly.training.saver import Saver
+from deftly.training.state import check_not_saved, copies, load_strictly, policy_state, saved_tensors
 from deftly.training.step import check_batch, clip, total_counts
 from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
 from deftly.training.validation import validate
@@ -83,7 +84,7 @@ class Trainer:
         self.objective = objective.to(self.device)
         if config.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stub lacks this overload)
-        self.stream, self.validation, self.write_policy, self.seed = stream, validation, write_policy, seed
+        self.stream, self.validation, self.seed = stream, validation, seed
         self.directory, self.title = directory, title
         self.identity = resume.Identity(
             run=json.loads(json.dumps(run_json)),
@@ -99,11 +100,10 @@ class Trainer:
         self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.keep_last)
         self.display = Display(title, config.steps, visible=distributed.rank() == 0)
         self.metrics = Metrics(directory / METRICS, self.display.say)
+        self.saver = Saver(self.checkpoints, self.metrics, write_policy, self.display.say)
         self.running, self.time = Running(), TimeSplit()
-        self.step = self.samples = self.failed_saves = 0
-        self.saved_step: int | None = None
+        self.step = self.samples = 0
         self.best: dict[str, Any] | None = None
-        self.saved_best: dict[str, Any] | None = None
         self.last: dict[str, float | None] = {"loss": None, "validation_loss": None}
         self.is_main = distributed.rank() == 0
         self.checked_batch = False
@@ -118,7 +118,7 @@ class Trainer:
         `DataError` before the first step, `TrainingError` when training cannot go on, and `SystemExit(143)` after SIGTERM.
         """
         alone = storage.lock(self.directory / LOCK, wait=False, who="trainer", remedy="stop it first") if self.is_main else nullcontext()
-        with alone, interruptible() as interrupt, self.display:
+        with alone, interruptible() as interrupt, self.display, closing(self.saver):
             self._begin(resume, allow_change)
             self.time.start()
             while self.step < self.config.steps:
@@ -260,6 +260,8 @@ class Trainer:
         if self.validation is None:
             return False
         self.time.lap("other")
+        self.best = self.saver.settle(self.best)  # what this is compared with is on the disk
+        self.time.lap("checkpoint")
         seed_global("validation", self.seed)
         with self.ema.applied() if self.ema is not None else nullcontext():
             precision = autocast(self.device, self.config.precision)
@@ -288,22 +290,15 @@ class Trainer:
             self.metrics.write(line)
 
     def _save(self, final: bool) -> None:
-        """Write a checkpoint of this step. A disk that refuses does not end training, unless nothing is left to train."""
+        """Begin a checkpoint of this step, once the one before is whole; a final one is waited for."""
         self.time.lap("other")
-        if self.is_main and self.saved_step != self.step:
-            try:
-                self.metrics.sync()
+        if self.is_main:
+            self.best = self.saver.settle(self.best)
+            if self.saver.saved_step != self.step:
                 snapshot = self.snapshot()
-                policy = policy_state(self.objective, snapshot.objective)
-                self.checkpoints.save(snapshot, policy, self.write_policy, self.best["step"] if self.best else None)
-                self.saved_step, self.saved_best = self.step, self.best
-            except OSError as error:
-                self.failed_saves += 1
-                self.best = self.saved_best  # one that is not on the disk must not displace one that is
-                text = f"the checkpoint of step {self.step} could not be written ({error.strerror or error}); the one before is untouched"
-                if final:
-                    raise TrainingError(f"{self.directory}: {text}: make room, then pass --resume") from None
-                self.display.say(f"WARNING: {text}, training goes on")
+                self.saver.begin(snapshot, policy_state(self.objective, snapshot.objective))
+            if final:
+                self.best = self.saver.settle(self.best, final=True)
         self.time.lap("checkpoint")
 
     def _leave(self, interrupt: Interrupt) -> None:
@@ -316,8 +311,8 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """Everything that this run needs to go on from here, on the CPU. Raises `TrainingError` when a weight is not finite."""
-        weights = on_cpu(saved_tensors(self.objective, self.objective.not_saved))
-        averages = on_cpu(self.ema.average) if self.ema is not None else None
+        weights = copies(saved_tensors(self.objective, self.objective.not_saved))
+        averages = copies(self.ema.average) if self.ema is not None else None
         for name, _ in self.objective.named_parameters():
             if name in weights and not bool(torch.isfinite(weights[name]).all()):
                 raise TrainingError(f"step {self.step}: the weight {name} is no longer finite; lower training.optimizer.learning_rate")
@@ -336,7 +331,7 @@ class Trainer:
         return Snapshot(
             objective=weights if averages is None else averages,
             raw=None if averages is None else weights,
-            optimizer=on_cpu(flatten_optimizer(self.optimizer, self.optimizer_names)),
+            optimizer=copies(flatten_optimizer(self.optimizer, self.optimizer_names)),
             trainer=state,
             run=self.identity.run,
         )
@@ -358,9 +353,9 @@ class Trainer:
         self.guard.load_state(state["guard"])
         self.running.load_state(state["running"])
         self.time.load_state(state["seconds"])
-        self.step = self.saved_step = state["step"]
+        self.step = self.saver.saved_step = state["step"]
         self.samples, self.last = state["samples"], dict(state["last"])
-        self.best = self.saved_best = state["best"]
+        self.best = self.saver.saved_best = state["best"]
 
     def plan(self) -> dict[str, Any]:
         """What is about to happen, as plain data: to be printed before the first step."""
@@ -386,7 +381,7 @@ class Trainer:
             "steps": self.step,
             "samples": self.samples,
             "skipped": self.guard.skipped,
-            "failed_saves": self.failed_saves,
+            "failed_saves": self.saver.failed,
             **self.last,
             "best": self.best,
             "precision": self.config.precision,
