@@ -12,7 +12,7 @@ from deftly.contract import Window
 from deftly.data.augment import AugmentConfig
 from deftly.data.loader import Loader
 from deftly.data.mixture import Mixture
-from deftly.data.prefetch import NAME, Prefetch
+from deftly.data.prefetch import NAME, Prefetch, is_core_free
 from deftly.data.windows import Selection
 from deftly.types import Batch, DataError
 from small_data import FakeDataset, build_windows
@@ -32,6 +32,12 @@ def threads() -> set[threading.Thread]:
 def notice_others():
     others.clear()
     others.update(threads())
+
+
+@pytest.fixture(autouse=True)
+def free_core(monkeypatch):
+    """Also where the tests have a single core."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(torch.get_num_threads() + 1)), raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +155,19 @@ def test_the_loaders_batches_are_those_that_are_made_one_by_one(windows):
         assert same(stream.next(), plain.make(start).batch)
     stream.close()
     assert not threads()
+
+
+def test_where_training_keeps_every_core_there_is_no_thread(windows, monkeypatch):
+    stream, plain = loader(windows), loader(windows)
+    assert same(stream.next(), plain.make(0).batch)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(torch.get_num_threads())), raising=False)
+    assert same(stream.next(), plain.make(4).batch)  # this one was prepared
+    for start in (8, 12):
+        assert stream._prefetch._prepared is None
+        assert same(stream.next(), plain.make(start).batch)
+    monkeypatch.undo()
+    assert is_core_free(torch.device("cuda"))
+    stream.close()
 
 
 def test_a_fault_does_not_shift_the_stream(windows, monkeypatch):

@@ -9,6 +9,7 @@ episode, and send back one tensor per camera. Letters: b batch, t frames.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from torch import Tensor
 from deftly.data.augment import OFF, AugmentConfig, Colours, augment_colour, colour_maps
 from deftly.data.mixup import mixup
 from deftly.data.order import Ahead
-from deftly.data.prefetch import Prefetch
+from deftly.data.prefetch import Prefetch, is_core_free
 from deftly.data.windows import Selection, Windows
 from deftly.randomness import sample_keys
 from deftly.types import Batch, DataError, Stream
@@ -66,7 +67,7 @@ class Loader(Stream):
         self._watch, self._watch_next = watch, 0.0
         self.feed = windows.frames.feed(selection, seed, batch_size, augmentation, workers)
         self._colours = Ahead(self.feed.order, self._draw_colours, _samples)
-        self._prefetch = Prefetch(self.make)
+        self._prefetch = Prefetch(self.make, functools.partial(is_core_free, self.device))
 
     def __len__(self) -> int:
         """Windows per epoch."""

@@ -8,6 +8,7 @@ robot's own statistics; a camera or a dimension that a robot does not have is ma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ from torch import Tensor
 from deftly.contract import CameraRole, Embodiment, MixedCamera
 from deftly.data.loader import Loader, Made
 from deftly.data.measure import Part
-from deftly.data.prefetch import Prefetch
+from deftly.data.prefetch import Prefetch, is_core_free
 from deftly.types import Batch, DataError, Stream, Tokens, UsageError
 
 Balance = Literal["frame", "episode", "task"]
@@ -152,7 +153,9 @@ class Mixture(Stream):
 
     def __init__(self, loaders: Sequence[Loader], factors: Sequence[float]) -> None:
         self.loaders, self.factors = tuple(loaders), tuple(factors)
-        self._prefetch = Prefetch(self._make)  # one for all: where one of them starts worker processes, no other one computes
+        self._prefetch = Prefetch(
+            self._make, functools.partial(is_core_free, self.loaders[0].device)
+        )  # one for all: where one of them starts worker processes, no other one computes
 
     def __len__(self) -> int:
         """Windows of all datasets together."""

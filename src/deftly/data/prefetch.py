@@ -1,4 +1,5 @@
-"""The next batch is made in a thread while the step before it runs: numpy and torch let go of the interpreter while they compute.
+"""The next batch is made in a thread while the step before it runs, where a core is free for it: numpy and torch let go of the interpreter
+while they compute.
 
 One thread, one batch ahead, jobs one after the other. What nobody has asked for for certain is made by the caller itself: the first batch,
 and the one after an error or a `close`. So worker processes are started by the thread that asks for batches, at a time when the other one
@@ -23,8 +24,9 @@ Made = TypeVar("Made")
 class Prefetch(Generic[Job, Made]):
     """`take` gives what `make` makes of one job after the other."""
 
-    def __init__(self, make: Callable[[Job], Made]) -> None:
-        self.make = make
+    def __init__(self, make: Callable[[Job], Made], ahead: Callable[[], bool] = lambda: True) -> None:
+        """`ahead` says, each time, whether the following job is to be made in the thread; otherwise it is made when it is asked for."""
+        self.make, self.ahead = make, ahead
         self._forget()
 
     def take(self, job: Job, following: Job) -> Made:
@@ -37,6 +39,8 @@ class Prefetch(Generic[Job, Made]):
             self._prepared = None
         # whoever was interrupted between two calls asks for the same job again
         made = prepared.result() if prepared is not None and self._job == job else self.make(job)
+        if not self.ahead():
+            return made
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, NAME)  # ends with its owner, and before the interpreter does
             compute_alone(self._thread)
@@ -54,6 +58,13 @@ class Prefetch(Generic[Job, Made]):
         self._thread: ThreadPoolExecutor | None = None
         self._job: Job | None = None
         self._prepared: Future[Made] | None = None
+
+
+def is_core_free(device: torch.device) -> bool:
+    """Whether the thread finds a core of its own while `device` trains. Training on the CPU keeps as many as torch has threads, and at the
+    end of every operation waits for the one that was disturbed: on two cores the demo is fed at 92 % with the thread, 93.5 % without."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return device.type != "cpu" or torch.get_num_threads() < cores
 
 
 def compute_alone(thread: ThreadPoolExecutor) -> None:

@@ -13,6 +13,7 @@ weight or a draw, so how often they run does not either.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -310,7 +311,7 @@ class Trainer:
     # -- state -----------------------------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """Everything that this run needs to go on from here, on the CPU. Raises `TrainingError` when a weight is not finite."""
+        """Everything that this run needs to go on from here, copied to the CPU. Raises `TrainingError` when a weight is not finite."""
         weights = copies(saved_tensors(self.objective, self.objective.not_saved))
         averages = copies(self.ema.average) if self.ema is not None else None
         for name, _ in self.objective.named_parameters():
@@ -332,7 +333,7 @@ class Trainer:
             objective=weights if averages is None else averages,
             raw=None if averages is None else weights,
             optimizer=copies(flatten_optimizer(self.optimizer, self.optimizer_names)),
-            trainer=state,
+            trainer=copy.deepcopy(state),
             run=self.identity.run,
         )
 
