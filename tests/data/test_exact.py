@@ -44,7 +44,7 @@ def test_sums_of_float64_are_those_of_fractions(values):
 def test_catastrophic_cancellation_leaves_what_is_there():
     values = np.array([1e30, 1.0, -1e30, 2.0**-149], np.float32)
     assert summed(values).total * UNIT == 1 + Fraction(1, 2**149)
-    assert exact_sum(np.zeros(5)) == 0
+    assert exact_sum(np.zeros(5), 0.0) == exact_sum(np.zeros(5), 3.0) == exact_sum(np.zeros(0), 1.0) == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])

@@ -71,22 +71,29 @@ def test_what_is_written_late_is_the_state_of_its_step(tmp_path, monkeypatch):
     assert (fingerprint(trainer), log_lines(tmp_path / "late")) == (fingerprint(plain), log_lines(tmp_path / "plain"))
 
 
+def slow(monkeypatch, seconds):
+    """Each write takes that much longer; their steps."""
+    seen: list[int] = []
+    real = Checkpoints.save
+
+    def save(self, snapshot, *rest):
+        time.sleep(seconds)
+        seen.append(snapshot.step)
+        return real(self, snapshot, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    return seen
+
+
 def test_a_write_that_is_slower_than_training_is_waited_for(tmp_path, monkeypatch):
-    stream = ToyStream()
-    seen = late(monkeypatch, stream)
-    make_trainer(tmp_path, config=config(checkpoint_every=1, keep_last=2), stream=stream).fit()
-    assert [step for step, _ in seen] == list(range(1, STEPS + 1))
+    seen = slow(monkeypatch, 0.02)
+    make_trainer(tmp_path, config=config(checkpoint_every=1, keep_last=2)).fit()
+    assert seen == list(range(1, STEPS + 1))
 
 
 def test_a_run_that_fails_leaves_no_thread_and_no_half_of_a_checkpoint(tmp_path, monkeypatch):
     stream = ToyStream(calls={6: lambda: 1 / 0})
-    real = Checkpoints.save
-
-    def slow(self, *given):
-        time.sleep(0.3)
-        return real(self, *given)
-
-    monkeypatch.setattr(Checkpoints, "save", slow)
+    slow(monkeypatch, 0.3)
     trainer = make_trainer(tmp_path, config=config(), stream=stream)
     with pytest.raises(ZeroDivisionError):
         trainer.fit()

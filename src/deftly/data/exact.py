@@ -23,32 +23,37 @@ _DIGIT = 16
 _DIGITS = 1 << _DIGIT
 
 
-def exact_sum(values: Float[np.ndarray, "n"]) -> int:
-    """The sum of at most CHUNK float64 values in units of 2^-_UNIT; `values` is scratch space afterwards.
+def exact_sum(values: Float[np.ndarray, "n"], bound: float) -> int:
+    """The sum of at most CHUNK float64 values, none beyond +-`bound`, in units of 2^-_UNIT; `values` is scratch space afterwards.
 
     Each round takes the leading bits of what is left, as whole numbers so small that float64 adds them exactly, and keeps the rest.
     """
-    total, shift = 0, _UNIT
-    while len(values):
-        exponent = math.frexp(max(values.max(), -values.min()))[1]
+    total, shift, left = 0, _UNIT, len(values) if bound else 0
+    whole = np.empty_like(values)
+    while left:
+        if 2 * left < len(values):
+            values = values[values != 0]
+            whole = whole[: len(values)]
+        exponent = math.frexp(bound)[1]
         values *= math.ldexp(1.0, _BITS - exponent)
         shift += exponent - _BITS
-        whole = np.rint(values)
+        np.rint(values, out=whole)
         total += int(whole.sum()) << shift
         values -= whole
-        values = values[values != 0]
+        left, bound = np.count_nonzero(values), 0.5
     return total
 
 
-def exact_sum_of_squares(values: Float[np.ndarray, "n"], is_short: bool) -> int:
+def exact_sum_of_squares(values: Float[np.ndarray, "n"], bound: float, is_short: bool) -> int:
     """The sum of the squares of at most CHUNK float64 values, in units of 2^(-2 _UNIT). `is_short`: they have no more bits than float32,
     so that a square is exact; otherwise each is cut into two halves (Veltkamp) whose products are."""
     if is_short:
-        return exact_sum(values * values) << _UNIT
+        return exact_sum(values * values, bound * bound) << _UNIT
     scaled = values * 134217729.0  # 2^27 + 1
     high = scaled - (scaled - values)
     low = values - high
-    return sum(exact_sum(part) for part in (high * high, 2 * high * low, low * low)) << _UNIT
+    products = (high * high, 2 * high * low, low * low)
+    return sum(exact_sum(part, max(float(part.max()), -float(part.min()))) for part in products) << _UNIT
 
 
 class Sums:
@@ -68,8 +73,9 @@ class Sums:
             if not is_short:
                 part[np.abs(part) < SMALLEST] = 0
             self.low, self.high = min(self.low, low), max(self.high, high)
-            self.squares += exact_sum_of_squares(part, is_short)
-            self.total += exact_sum(part)
+            bound = max(high, -low)
+            self.squares += exact_sum_of_squares(part, bound, is_short)
+            self.total += exact_sum(part, bound)
             self.count += len(values[start : start + CHUNK])
 
     def merge(self, other: Sums) -> None:

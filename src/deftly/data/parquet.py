@@ -115,8 +115,7 @@ def _pages(path: Path, data: mmap.mmap, chunk: pq.ColumnChunkMetaData) -> tuple[
         raise _broken(path, f"{chunk.path_in_schema} is outside of it")
     try:
         while begin < end:
-            thrift = _Thrift(data[begin : min(end, begin + _HEADER_BYTES)])
-            page = thrift.struct()
+            thrift, page = _header(data, begin, end)
             unpacked += max(0, page.get(2, 0))
             values += max(0, page.get((5, 1), page.get((8, 1), 0)))
             begin += thrift.at + max(0, page.get(3, 0))
@@ -126,6 +125,17 @@ def _pages(path: Path, data: mmap.mmap, chunk: pq.ColumnChunkMetaData) -> tuple[
 
 
 _HEADER_BYTES = 64 << 10  # of a page header, which can hold the smallest and the largest value
+_MOST_HEADERS = 256  # bytes of nearly all of them
+
+
+def _header(data: mmap.mmap, begin: int, end: int) -> tuple[_Thrift, dict[int | tuple[int, int], int]]:
+    """The header of a page, and how far it was read; IndexError where there is none."""
+    try:
+        thrift = _Thrift(data[begin : min(end, begin + _MOST_HEADERS)])
+        return thrift, thrift.struct()
+    except IndexError:
+        thrift = _Thrift(data[begin : min(end, begin + _HEADER_BYTES)])
+        return thrift, thrift.struct()
 
 
 class _Thrift:
@@ -140,15 +150,17 @@ class _Thrift:
 
     def number(self) -> int:
         """An unsigned number, seven bits a byte."""
-        value = shift = 0
-        while True:
-            part = self.byte()
-            value |= (part & 127) << shift
-            if part < 128:
-                return value
-            shift += 7
+        part = self.data[self.at]
+        self.at += 1
+        value, shift = part & 127, 7
+        while part > 127:
             if shift > 63:
                 raise IndexError
+            part = self.data[self.at]
+            self.at += 1
+            value |= (part & 127) << shift
+            shift += 7
+        return value
 
     def struct(self, depth: int = 0) -> dict[int | tuple[int, int], int]:
         """The numbers of a struct by field, and those of the structs in it by (field, field); everything else is skipped."""
@@ -156,6 +168,9 @@ class _Thrift:
         field = 0
         while head := self.byte():
             field = field + (head >> 4) if head >> 4 else self._signed()
+            if head & 15 == 5:  # a number of 32 bits, as nearly all fields of a header are
+                found[field] = self._signed()
+                continue
             value = self._value(head & 15, depth)
             if isinstance(value, int):
                 found[field] = value
