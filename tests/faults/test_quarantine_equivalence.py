@@ -12,18 +12,21 @@ import pytest
 from damage import LENGTH, META, change, corrupt, cut, data, edit, edit_info, put, set_column, video, write_six
 from deftly import storage
 from deftly.data.check.findings import CheckConfig
+from deftly.data.dataset import Dataset
+from deftly.data.split import split_episodes
 from deftly.recipes import RECIPES
 from deftly.run import Run, train
 from deftly.types import DataError
 
 BAD = 3
+SEED = 1  # of a split that trains on BAD
 
 
 def tiny_run(root: Path) -> Run:
     run = RECIPES["imitate"](True)
     check = CheckConfig(budget=0.5, full=True)
     source = run.data.replace(path=root, validation_fraction=0.3, image_size=16, check=check)
-    return run.replace(data=source, training=run.training.replace(steps=3, checkpoint_every=3, validate_every=3, threads=1))
+    return run.replace(seed=SEED, data=source, training=run.training.replace(steps=3, checkpoint_every=3, validate_every=3, threads=1))
 
 
 def weights(root: Path, directory: Path) -> dict[str, str]:
@@ -85,6 +88,7 @@ def test_a_broken_episode_leaves_no_trace(six: Path, good_alone: dict[str, str],
 
 
 def test_the_undamaged_dataset_trains_to_other_weights(six: Path, good_alone: dict[str, str], tmp_path: Path):
+    assert BAD in split_episodes(Dataset.open(six), 0.3, SEED)[0]
     assert weights(shutil.copytree(six, tmp_path / "data"), tmp_path / "run")["objective"] != good_alone["objective"]
     assert (tmp_path / "run/quarantine.jsonl").read_text() == ""
 
