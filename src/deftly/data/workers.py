@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from deftly.types import DataError, UsageError
 
@@ -83,8 +85,8 @@ class Workers:
     def close(self) -> None:
         """Stop the processes; `next` starts new ones, at the next job."""
         self.kill()
-        for process in getattr(self._results, "_workers", ()):
-            process.join()  # killed: it is a matter of milliseconds
+        if isinstance(self._results, _MultiProcessingDataLoaderIter):
+            _forget_processes(self._results)
         self._results, self._asked = None, math.inf
 
     def _start(self) -> Iterator[Any]:
@@ -100,6 +102,19 @@ class Workers:
         )
         with _own_child_handler():
             return iter(loader)
+
+
+def _forget_processes(results: _MultiProcessingDataLoaderIter) -> None:
+    """What torch's own shutdown does, without asking the processes to end: they were killed, and one may have held the lock of that."""
+    for process in results._workers:
+        process.join()  # a matter of milliseconds
+    results._shutdown = True
+    for queue in results._index_queues:
+        queue.cancel_join_thread()
+        queue.close()
+    if results._worker_pids_set:
+        signal_handling._remove_worker_pids(id(results))  # pyright: ignore[reportPrivateImportUsage]
+        results._worker_pids_set = False
 
 
 def _watch(owner: weakref.ref[Workers], results: weakref.ref[Iterator[Any]]) -> None:
