@@ -310,9 +310,8 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_process(tmp_path):
     holder = os.fork()
     if holder == 0:
         with storage.lock(tmp_path / ".lock", wait=False):
-            child = os.fork()
-            if child:
-                os.write(write, str(child).encode())
+            if os.fork() == 0:  # it says so itself: from then on it has let go
+                os.write(write, str(os.getpid()).encode())
             time.sleep(60)
             os._exit(0)
     child = int(os.read(read, 32))

@@ -153,9 +153,8 @@ class Mixture(Stream):
 
     def __init__(self, loaders: Sequence[Loader], factors: Sequence[float]) -> None:
         self.loaders, self.factors = tuple(loaders), tuple(factors)
-        self._prefetch = Prefetch(
-            self._make, functools.partial(is_core_free, self.loaders[0].device)
-        )  # one for all: where one of them starts worker processes, no other one computes
+        # one for all: where one of them starts worker processes, no other one computes
+        self._prefetch = Prefetch(self._make, functools.partial(is_core_free, self.loaders[0].device))
 
     def __len__(self) -> int:
         """Windows of all datasets together."""

@@ -2,7 +2,7 @@
 
     deftly train g1 --data.path DIR
 
-DIR is a LeRobot folder, v2.1 as it was published or v3.0. Expected, on ten of its episodes (two minutes on two CPU cores): L1 per spread
+DIR is a LeRobot folder, v2.1 as it was published or v3.0. Expected, on ten of its episodes (45 s on two CPU cores): L1 per spread
 0.21 in the mean over folds for chunks of 32 actions, where the mean action gives 1.05 and repeating the last action 0.25.
 
 Ten episodes are few, and some look like no other: in one fold of five repeating stays better (0.26 against 0.24). So the policy predicts

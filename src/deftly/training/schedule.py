@@ -8,6 +8,7 @@ the end, from the peak (1) down to a floor that the last step reaches.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Annotated, Literal
 
 import pydantic
@@ -15,7 +16,7 @@ import pydantic
 from deftly.config import Config
 
 
-class _Schedule(Config):
+class _Schedule(Config, ABC):
     warmup_fraction: float = pydantic.Field(default=0.05, ge=0, lt=1)
     """Share of all steps that the warm-up takes."""
 
@@ -26,9 +27,9 @@ class _Schedule(Config):
             return (step + 1) / (warmup + 1)
         return self.shape(step - warmup, total - warmup)
 
+    @abstractmethod
     def shape(self, step: int, total: int) -> float:
         """The factor at a step of those after the warm-up."""
-        raise NotImplementedError
 
 
 class WarmupCosineConfig(_Schedule):

@@ -126,7 +126,13 @@ def test_words_that_differ_are_not_joined(tmp_path, values, message):
     ],
 )
 def test_words_that_may_be_equal_are_the_user_s_to_judge(tmp_path, values):
-    bank_of.load(written(tmp_path, values))
+    loaded, built_in = bank_of.load(written(tmp_path, values)), BANK
+    for table, more in values.items():
+        before, after = getattr(built_in, table), getattr(loaded, table)
+        words = [word for group in (more.values() if isinstance(more, dict) else more) for word in group]
+        known = [word for group in (after.values() if isinstance(after, dict) else after) for word in group]
+        assert set(words) <= set(known)
+        assert before != after
 
 
 def test_a_missing_file_is_named(tmp_path):
