@@ -71,7 +71,7 @@ def test_terms_with_different_masks_have_the_gradient_of_the_whole_batch(tmp_pat
     terms = whole(batch, Clock(0, 30), whole.counts(batch))
     (terms["mse"].value + 0.3 * terms["sign"].value).backward()
     trainer = make_trainer(tmp_path, objective=plain(TwoTerms), config=small_config(accumulation=accumulation, clip_norm=None))
-    report, accepted = trainer._train_step(batch)
+    report, accepted = trainer.update(batch, Clock(0, 30))
     assert accepted
     for name, term in terms.items():
         assert report[name] == pytest.approx(term.value.item(), abs=1e-10)
@@ -212,13 +212,13 @@ def test_a_step_with_a_non_finite_loss_leaves_no_trace(tmp_path):
     stopped = make_trainer(tmp_path / "good", config=small_config(steps=6, **SILENT), stream=ToyStream())
     for _ in range(5):
         for each in (trainer, stopped):
-            each._train_step(each.stream.next())
+            each.update(each.stream.next(), Clock(each.step, 6))
             each.step += 1
     before = fingerprint(stopped)
-    report, accepted = trainer._train_step(trainer.stream.next())
+    report, accepted = trainer.update(trainer.stream.next(), Clock(5, 6))
     assert not accepted
     assert math.isnan(report["loss"])
-    trainer.guard.load_state({"skipped": 0, "in_a_row": 0})
+    trainer.update.guard.load_state({"skipped": 0, "in_a_row": 0})
     trainer.stream.position = 5
     assert fingerprint(trainer) == before  # weights, averages, moments, running statistics
 
@@ -232,11 +232,11 @@ def test_a_non_finite_gradient_behind_a_finite_loss_is_caught(tmp_path):
             return {"steep": Term((weight - weight.detach()).abs().sqrt().sum())}  # loss 0, slope infinite
 
     trainer = make_trainer(tmp_path, objective=Steep())
-    report, accepted = trainer._train_step(batch_of(4))
+    report, accepted = trainer.update(batch_of(4), Clock(0, 30))
     assert report["loss"] == 0.0
     assert not math.isfinite(report["gradient_norm"])
     assert not accepted
-    assert not trainer.optimizer.state
+    assert not trainer.update.optimizer.state
 
 
 def test_bad_steps_are_counted_and_logged_and_training_goes_on(tmp_path, capsys):
@@ -324,7 +324,7 @@ def test_averaged_weights_are_validated_and_shipped(tmp_path):
     averaged = ToyObjective()
     averaged.load_state_dict(averages)
     loss, _ = validate(averaged, held_out(), 30, torch.no_grad(), torch.device("cpu"))
-    assert loss == trainer.last["validation_loss"]
+    assert loss == trainer.journal.last["validation_loss"]
 
 
 def test_without_an_average_the_weights_themselves_are_shipped(tmp_path):

@@ -102,13 +102,5 @@ def _is_allowed(line: str, allowed: Sequence[str]) -> bool:
     return any(_field(line) == name or _field(line).startswith(f"{name}.") for name in allowed)
 
 
-def require_average(wanted: bool, snapshot: Snapshot, where: str) -> None:
-    """The checkpoint must have averaged weights exactly when the run keeps an average."""
-    if wanted != (snapshot.raw is not None):
-        raise DataError(
-            f"{where}: {'has no averaged weights' if wanted else 'has averaged weights'}, unlike this run; check training.ema_decay"
-        )
-
-
 def shortened(lines: list[str], most: int = 3) -> str:
     return "; ".join(lines[:most]) + (f" (+{len(lines) - most} more)" if len(lines) > most else "")

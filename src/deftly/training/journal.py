@@ -1,0 +1,77 @@
+"""What a run tells: to the reader's screen, and to `metrics.jsonl`. Rank 0 alone speaks and writes; nothing here changes a weight."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from deftly.training import distributed
+from deftly.training.display import Display
+from deftly.training.guard import listed
+from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
+from deftly.types import Batch
+
+
+class Journal:
+    """Means, times and lines of one run. Its state is in checkpoints, so that a resumed log has the same lines."""
+
+    def __init__(self, directory: Path, title: str, steps: int) -> None:
+        self.is_main = distributed.rank() == 0
+        self.display = Display(title, steps, visible=self.is_main)
+        self.metrics = Metrics(directory / METRICS, self.display.say)
+        self.running, self.time = Running(), TimeSplit()
+        self.last: dict[str, float | None] = {"loss": None, "validation_loss": None}
+
+    def say(self, text: str) -> None:
+        """One line for the reader."""
+        self.display.say(text)
+
+    def begin(self, step: int, samples: int) -> None:
+        """Training goes on after `step` steps: later lines are taken back."""
+        if self.is_main:
+            self.metrics.truncate(step)
+        self.display.begin(step, samples)
+
+    def skipped(self, step: int, numbers: dict[str, float], batch: Batch) -> None:
+        """A step whose update was not applied."""
+        terms, episodes = dict(numbers), listed(batch.episode)
+        loss, norm = terms.pop("loss"), terms.pop("gradient_norm")
+        self.say(f"WARNING: step {step} skipped: loss {loss}, gradient norm {norm}, episodes {episodes}")
+        self.write({"step": step, "kind": "skipped", "loss": loss, "terms": terms, "gradient_norm": norm, "episodes": episodes})
+
+    def train(self, step: int, samples: int, learning_rate: float, skipped: int) -> None:
+        """Means over the steps since the last such line."""
+        means = self.running.means()
+        loss, norm = means.pop("loss", float("nan")), means.pop("gradient_norm", float("nan"))
+        self.last["loss"] = loss
+        self.time.lap("other")
+        split = self.time.since_line()
+        self.display.logged(loss, learning_rate, split)
+        line = {"step": step, "kind": "train", "loss": loss, "terms": means, "gradient_norm": norm, "learning_rate": learning_rate}
+        self.write({**line, "samples": samples, "skipped": skipped}, split)
+
+    def validated(self, step: int, loss: float, terms: dict[str, float], best: dict[str, Any] | None) -> None:
+        """The held-out loss; `best` is the best so far, this one included."""
+        self.last["validation_loss"] = loss
+        self.time.lap("validation")
+        if best is not None:
+            self.display.validated(loss, best["loss"], best["step"])
+        is_best = best is not None and best["step"] == step
+        self.write({"step": step, "kind": "validation", "loss": loss, "terms": terms, "is_best": is_best})
+
+    def write(self, line: dict[str, Any], split: dict[str, float] | None = None) -> None:
+        """A line of the log, with the time at its end."""
+        if self.is_main:
+            self.metrics.write({**line, "time": {**(split or {}), "elapsed": self.time.elapsed()}})
+
+    # -- state -----------------------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        last = {name: value if value is None or math.isfinite(value) else None for name, value in self.last.items()}
+        return {"last": last, "running": self.running.state(), "seconds": self.time.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.last = dict(state["last"])
+        self.running.load_state(state["running"])
+        self.time.load_state(state["seconds"])

@@ -1,0 +1,153 @@
+"""One update of the weights: a batch in; gradients, their norm, the guard's verdict; then optimizer and average.
+
+cut the batch into micro-batches -> sum their counts over micro-batches and ranks
+each micro-batch: reseed the global generators, forward, backward
+clip -> is everything finite? if not: skip and count, before the update and never after -> optimizer -> average
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deftly.randomness import seed_global
+from deftly.training import distributed
+from deftly.training.config import TrainingConfig
+from deftly.training.ema import Ema
+from deftly.training.guard import Guard, TrainingError
+from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rate
+from deftly.training.precision import autocast
+from deftly.training.state import check_not_saved, copies, load_strictly, saved_tensors
+from deftly.training.step import clip, total_counts
+from deftly.training.tracking import TimeSplit
+from deftly.types import Batch, Clock, DataError, Objective, UsageError
+
+
+class Taken(NamedTuple):
+    """What a step came to."""
+
+    numbers: dict[str, float]
+    """Every term, `loss` and `gradient_norm`, over the whole batch of all ranks."""
+    accepted: bool
+    """Whether the weights were updated."""
+
+
+class Tensors(NamedTuple):
+    """Copies on the CPU of all tensors that a checkpoint holds (`checkpoint.Snapshot`)."""
+
+    objective: dict[str, Tensor]
+    raw: dict[str, Tensor] | None
+    optimizer: dict[str, Tensor]
+
+
+class Update:
+    """An objective and everything that changes its weights; called with a batch it takes one step.
+
+    `config` is resolved for `device`. Raises `UsageError` where the objective cannot be trained as configured.
+    """
+
+    def __init__(self, objective: Objective, config: TrainingConfig, device: torch.device, seed: int, time: TimeSplit) -> None:
+        if config.accumulation > 1 and not objective.decomposes:
+            raise UsageError(
+                f"{type(objective).__name__} does not decompose into a sum over samples, so accumulation {config.accumulation} would "
+                "train something else; set training.accumulation to 1"
+            )
+        check_not_saved(objective)
+        self.config, self.device, self.seed, self.time = config, device, seed, time
+        self.objective = objective.to(device)
+        if config.channels_last:
+            self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stub lacks this overload)
+        self.optimizer = config.optimizer.build(objective)
+        self.optimizer_names = optimizer_names(objective)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.ema = Ema(objective, config.ema_decay, objective.not_saved) if config.ema_decay is not None else None
+        self.guard = Guard(objective, config.max_bad_steps, objective.not_saved)
+
+    def __call__(self, batch: Batch, clock: Clock) -> Taken:
+        """Forward, backward and, where everything is finite, the update of step `clock.step`."""
+        self.guard.remember()
+        self.optimizer.zero_grad(set_to_none=True)
+        values, loss = self._gradients(batch, clock)
+        distributed.sum_gradients(self.parameters)
+        norm = clip(self.parameters, self.config.clip_norm)
+        numbers = _read(values, loss, norm)
+        self.time.lap("forward_backward")
+        accepted = self.guard.accepts(numbers["loss"], numbers["gradient_norm"])
+        if accepted:
+            set_learning_rate(self.optimizer, self.learning_rate(clock))
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update()
+        self.time.lap("optimizer")
+        return Taken(numbers, accepted)
+
+    def _gradients(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], Tensor]:
+        """Backward through every micro-batch; this rank's share of each term and of the loss."""
+        parts = batch.split(self.config.accumulation) if self.config.accumulation > 1 else [batch]
+        counts = total_counts([self.objective.counts(part) for part in parts])
+        values: dict[str, Tensor] = {}
+        loss = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts):
+            seed_global("training", self.seed, clock.step, number, distributed.rank())
+            with autocast(self.device, self.config.precision):
+                terms = self.objective(part, clock, counts)
+            part_loss = torch.stack([term.value * term.weight for term in terms.values() if term.weight]).sum()
+            part_loss.backward()
+            loss = loss + part_loss.detach()
+            for name, term in terms.items():
+                values[name] = values[name] + term.value.detach() if name in values else term.value.detach()
+        return values, loss
+
+    def learning_rate(self, clock: Clock) -> float:
+        """Of the step that comes next."""
+        return self.config.optimizer.learning_rate * self.config.schedule.factor(clock.step, clock.total)
+
+    # -- state -----------------------------------------------------------------------------------------------------------------------
+
+    def tensors(self, step: int) -> Tensors:
+        """Copies of everything that training goes on with. Raises `TrainingError` when a weight is not finite after `step` steps."""
+        weights = copies(saved_tensors(self.objective, self.objective.not_saved))
+        averages = copies(self.ema.average) if self.ema is not None else None
+        for name, _ in self.objective.named_parameters():
+            if name in weights and not bool(torch.isfinite(weights[name]).all()):
+                raise TrainingError(f"step {step}: the weight {name} is no longer finite; lower training.optimizer.learning_rate")
+        return Tensors(
+            objective=weights if averages is None else averages,
+            raw=None if averages is None else weights,
+            optimizer=copies(flatten_optimizer(self.optimizer, self.optimizer_names)),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the tensors, as plain data."""
+        return {"guard": self.guard.state(), "ema_updates": self.ema.updates if self.ema is not None else None}
+
+    def load(self, tensors: Tensors, state: dict[str, Any], where: str) -> None:
+        """The inverse of `tensors` and `state`; `DataError` names what does not fit, and `where` it comes from."""
+        if (self.ema is not None) != (tensors.raw is not None):
+            has = "has no averaged weights" if self.ema is not None else "has averaged weights"
+            raise DataError(f"{where}: {has}, unlike this run; check training.ema_decay")
+        load_strictly(self.objective, self.objective.not_saved, tensors.raw if tensors.raw is not None else tensors.objective, where)
+        if self.ema is not None:
+            self.ema.load(tensors.objective, state["ema_updates"], where)
+        load_optimizer(self.optimizer, self.optimizer_names, tensors.optimizer)
+        self.guard.load_state(state["guard"])
+
+    def plan(self) -> dict[str, int]:
+        """Sizes, known before the first step."""
+        decayed, plain = (sum(parameter.numel() for parameter in group["params"]) for group in self.optimizer.param_groups)
+        saved = sum(tensor.nbytes for tensor in saved_tensors(self.objective, self.objective.not_saved).values())
+        return {
+            "parameters": decayed + plain,
+            "parameters_with_weight_decay": decayed,
+            # Twice the weights (policy/ and objective), their average, and two moments of every trainable one.
+            "checkpoint_bytes": (3 if self.ema is not None else 2) * saved + 2 * sum(parameter.nbytes for parameter in self.parameters),
+        }
+
+
+def _read(values: dict[str, Tensor], loss: Tensor, norm: Tensor) -> dict[str, float]:
+    """All numbers of the step in one transfer: the only time in a step that the host waits for the device."""
+    sums = distributed.sum_over_ranks(torch.stack([*(value.to(torch.float64) for value in values.values()), loss.to(torch.float64)]))
+    numbers = torch.cat([sums, norm.to(torch.float64)[None]]).tolist()
+    return dict(zip([*values, "loss", "gradient_norm"], numbers, strict=True))
