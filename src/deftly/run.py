@@ -25,6 +25,7 @@ from deftly.data.mixup import check_mixup
 from deftly.data.prepared import TrainingData
 from deftly.data.source import DataConfig
 from deftly.data.split import fold_episodes
+from deftly.data.tokenizer import PAD, UNKNOWN
 from deftly.evaluation.offline import l1_per_spread
 from deftly.models.policy import PolicyConfig
 from deftly.objectives.imitation import ImitationConfig
@@ -61,6 +62,8 @@ class Run(Config):
             raise ValueError("a run with folds is judged offline: set world to null, or leave folds out")
         if self.data.depth and self.world is not None:
             raise ValueError("this world shows no depth, which the policy would ask for: set world to null, or leave data.depth out")
+        if self.folds is not None and self.training.start.path is not None and not self.training.start.weights:
+            raise ValueError("a run that goes on elsewhere cannot become several folds: leave folds out, or name training.start.weights")
         if self.folds is not None and self.data.mixture:
             raise ValueError("folds are of a single dataset: leave data.mixture out, or folds")
         return self
@@ -115,6 +118,7 @@ def _train_one(
             dataset_hash=data.contract.dataset_hash,
             contract=data.contract,
             validation=validation,
+            words=(PAD, UNKNOWN, *data.tokenizer.words),
             title=run.name,
         )
         print_plan(run, data, trainer.plan(), directory)

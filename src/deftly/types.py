@@ -166,6 +166,7 @@ class Policy(nn.Module, ABC):
 
     chunk: int  # k
     action_dim: int  # a
+    word_tables: tuple[str, ...] = ()  # its parameters whose rows are the words of the vocabulary
     reads_depth: bool = False  # does `encode` look at `batch.depth`? what nobody reads is not decoded, nor asked of a robot
 
     @abstractmethod

@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> None:
     directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
     if own.resume and not directory.exists():
         raise UsageError(f"--resume: there is no run in {directory}; give the run's directory as --out, or leave --resume out to start it")
-    if own.allow_change and not own.resume:
-        raise UsageError("--allow-change is for a run that goes on: add --resume")
+    if own.allow_change and not own.resume and (run.training.start.path is None or run.training.start.weights):
+        raise UsageError("--allow-change is for a run that goes on: add --resume, or name the run that goes on in --training.start.path")
     print_summary(train(run, directory, resume=own.resume, device=own.device, allow_change=own.allow_change), directory)
 
 

@@ -57,6 +57,8 @@ def parse_policy(values: dict[str, Any], where: str = "policy.json") -> PolicyCo
 
 
 class VLAPolicy(Policy):
+    word_tables = ("text.embedding.weight",)
+
     def __init__(self, config: PolicyConfig, contract: Contract, vocabulary: int) -> None:
         super().__init__()
         window, size = contract.window, contract.image_size

@@ -11,6 +11,7 @@ from deftly.config import Config
 from deftly.training.optim import AdamWConfig
 from deftly.training.precision import native_bf16
 from deftly.training.schedule import ScheduleConfig, WarmupCosineConfig
+from deftly.training.start import StartConfig
 
 
 class TrainingConfig(Config):
@@ -28,6 +29,8 @@ class TrainingConfig(Config):
     """Final decay of the moving average of the weights; null: none. It warms up as (1 + n) / (10 + n)."""
     max_bad_steps: int = pydantic.Field(default=10, gt=0)
     """How many steps in a row may have a non-finite loss or gradient before training stops."""
+    start: StartConfig = StartConfig()
+    """Weights of another run to begin with."""
     log_every: int = pydantic.Field(default=20, gt=0)
     validate_every: int | None = pydantic.Field(default=500, gt=0)
     """Also after the last step; null: only then."""

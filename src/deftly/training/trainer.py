@@ -29,7 +29,9 @@ from deftly.training.config import TrainingConfig
 from deftly.training.journal import Journal
 from deftly.training.lifetime import Interrupt, interruptible
 from deftly.training.precision import autocast, make_deterministic, native_bf16
+from deftly.training.resume import shortened
 from deftly.training.saver import Saver
+from deftly.training.start import origin, read_source, read_whole, take_weights
 from deftly.training.state import policy_state
 from deftly.training.step import check_batch
 from deftly.training.update import Taken, Tensors, Update
@@ -43,8 +45,8 @@ class Trainer:
     """Trains an objective on a stream, in a run directory of its own, and survives being killed at any moment.
 
     `validation` gives a fresh pass over the held-out batches each time. `write_policy(directory, state)` writes a `policy/` from the
-    policy's state dict. `run_json`, `dataset_hash` and `contract` are what the run is: resume refuses others, naming what differs.
-    The stream belongs to the caller, who closes it.
+    policy's state dict. `words` is the policy's vocabulary in the order of its ids. `run_json`, `dataset_hash` and `contract` are what the
+    run is: resume refuses others, naming what differs. The stream belongs to the caller, who closes it.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Trainer:
         dataset_hash: str,
         contract: Contract | None = None,
         validation: Callable[[], Iterator[Batch]] | None = None,
+        words: Sequence[str] | None = None,
         title: str = "train",
     ) -> None:
         self.device = torch.device(device)
@@ -85,6 +88,8 @@ class Trainer:
         self.saver = Saver(self.checkpoints, self.journal.metrics, write_policy, self.journal.say)
         self.step = self.samples = 0
         self.best: dict[str, Any] | None = None
+        self.origin: dict[str, Any] | None = None
+        self.words = words
         self.is_main = distributed.rank() == 0
         self.checked_batch = False
 
@@ -110,7 +115,38 @@ class Trainer:
             return self.summary()
 
     def _begin(self, wants_resume: bool, allow_change: Sequence[str]) -> None:
-        """Start at the beginning, or where the newest checkpoint stands."""
+        """Put the run where it starts. The four ways, in the order in which they are tried:
+
+        1. resume: this directory has a checkpoint; everything goes on from the newest good one
+        2. continue elsewhere: `training.start` names a run; everything goes on from its newest checkpoint, in this directory
+        3. fine-tune: `training.start` names weights of it; those are taken, everything else is fresh
+        4. scratch
+        """
+        start = self.config.start
+        self._prepare_directory(wants_resume)
+        own = self.checkpoints.newest(self.journal.say)
+        if own is not None:
+            self._go_on(own, self.checkpoints.path(own.step), allow_change)
+            self.saver.saved_step, self.saver.saved_best = self.step, self.best
+            self.journal.say(f"resuming at step {self.step} of {self.config.steps}")
+        elif start.path is not None and not start.weights:
+            snapshot, where = read_whole(start.path)
+            self._go_on(snapshot, where, [*allow_change, "training.start"])
+            self.origin, self.best = origin("continued", where, storage.sha256(where / storage.MANIFEST)), None  # a best of this directory
+            self.journal.say(f"continuing {where} at step {self.step} of {self.config.steps}")
+        elif start.path is not None:
+            source = read_source(start.path)
+            names = take_weights(self.objective, start.weights, source, self.words)
+            self.update.restart_average()
+            self.origin = origin("fine-tuned", source.where, source.sha256, len(names))
+            self.journal.say(f"beginning with {len(names)} tensors of {source.where}: {shortened(names)}")
+        if self.is_main:
+            storage.write_json(self.directory / RUN_FILE, self.identity.run)
+            self.checkpoints.settle(self.best["step"] if self.best else None)
+        self.journal.begin(self.step, self.samples)
+
+    def _prepare_directory(self, wants_resume: bool) -> None:
+        """Clear what a crash left, and refuse what cannot be begun here."""
         if self.is_main:
             self.checkpoints.sweep(self.journal.say)
             self.checkpoints.require_space(self.plan()["checkpoint_bytes"])
@@ -120,17 +156,13 @@ class Trainer:
             raise UsageError(
                 f"{self.directory}: holds a run at step {self.checkpoints.steps()[-1]}; pass --resume to go on, or choose another directory"
             )
-        snapshot = self.checkpoints.newest(self.journal.say)
-        if snapshot is not None:
-            resume.check_allowed(allow_change, self.identity.run)
-            for note in resume.require_same_run(self.identity, snapshot, self.checkpoints.path(snapshot.step), allow_change):
-                self.journal.say(note)
-            self._restore(snapshot, new_data=resume.DATASET in allow_change)
-            self.journal.say(f"resuming at step {self.step} of {self.config.steps}")
-        if self.is_main:
-            storage.write_json(self.directory / RUN_FILE, self.identity.run)
-            self.checkpoints.settle(self.best["step"] if self.best else None)
-        self.journal.begin(self.step, self.samples)
+
+    def _go_on(self, snapshot: Snapshot, where: Path, allow_change: Sequence[str]) -> None:
+        """Everything as it stood in a checkpoint, once it is known to be of this run."""
+        resume.check_allowed(allow_change, self.identity.run)
+        for note in resume.require_same_run(self.identity, snapshot, where, allow_change):
+            self.journal.say(note)
+        self._restore(snapshot, where, new_data=resume.DATASET in allow_change)
 
     def _take(self, interrupt: Interrupt) -> Batch:
         """The next batch, on the device."""
@@ -215,16 +247,17 @@ class Trainer:
             "samples": self.samples,
             "stream": self.stream.state(),
             "best": self.best,
+            "origin": self.origin,
             **self.update.state(),
             **self.journal.state(),
             **self.identity.to_dict(),
         }
         return Snapshot(**tensors._asdict(), trainer=copy.deepcopy(state), run=self.identity.run)
 
-    def _restore(self, snapshot: Snapshot, new_data: bool = False) -> None:
+    def _restore(self, snapshot: Snapshot, where: Path, new_data: bool) -> None:
         """The inverse of `snapshot`; `new_data` may be of another length, then it begins at its first sample."""
-        state, where = snapshot.trainer, str(self.checkpoints.path(snapshot.step))
-        self.update.load(Tensors(snapshot.objective, snapshot.raw, snapshot.optimizer), state, where)
+        state = snapshot.trainer
+        self.update.load(Tensors(snapshot.objective, snapshot.raw, snapshot.optimizer), state, str(where))
         try:
             self.stream.load_state(state["stream"])
         except DataError as error:
@@ -232,9 +265,8 @@ class Trainer:
                 raise
             self.journal.say(f"{error}; it begins at its first sample")
         self.journal.load_state(state)
-        self.step = self.saver.saved_step = state["step"]
-        self.samples = state["samples"]
-        self.best = self.saver.saved_best = state["best"]
+        self.step, self.samples = state["step"], state["samples"]
+        self.best, self.origin = state["best"], state["origin"]
 
     def plan(self) -> dict[str, Any]:
         """What is about to happen, as plain data: to be printed before the first step."""

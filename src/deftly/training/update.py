@@ -134,6 +134,11 @@ class Update:
         load_optimizer(self.optimizer, self.optimizer_names, tensors.optimizer)
         self.guard.load_state(state["guard"])
 
+    def restart_average(self) -> None:
+        """The weights were given from elsewhere: the average begins with them."""
+        if self.ema is not None:
+            self.ema = Ema(self.objective, self.ema.decay, self.objective.not_saved)
+
     def plan(self) -> dict[str, int]:
         """Sizes, known before the first step."""
         decayed, plain = (sum(parameter.numel() for parameter in group["params"]) for group in self.optimizer.param_groups)
