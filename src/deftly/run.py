@@ -226,13 +226,20 @@ def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Pa
         ),
         **({"left out": f"{left_out} broken episodes, see {quarantine.QUARANTINE_FILE}"} if left_out else {}),
         "policy": f"{plan['parameters']:,} parameters, cameras {', '.join(contract.cameras)} at {contract.image_size} px",
-        "training": f"{steps} steps of {size}, {epochs:.1f} epochs of {windows} windows, {plan['precision']} on {plan['device']}, "
-        f"{plan['checkpoint_bytes'] / 2**20:.0f} MiB per checkpoint",
+        "training": f"{steps} steps of {size}{_cut(plan['accumulation'])}, {epochs:.1f} epochs of {windows} windows, "
+        f"{plan['precision']} on {plan['device']}, {plan['checkpoint_bytes'] / 2**20:.0f} MiB per checkpoint",
         "adjusted": "; ".join(line for encoder in data.robots for line in encoder.adjusted) or "no dimension needed a floor",
         **({"augment": "; ".join(data.notes)} if data.notes else {}),
     }
     for name, text in lines.items():
         print(f"{name:>9}  {text}", file=sys.stderr)
+
+
+def _cut(accumulation: int | str) -> str:
+    """How a batch is cut, where it is."""
+    if accumulation == "auto":
+        return " (in as many parts as memory asks for)"
+    return f" in {accumulation} parts" if accumulation != 1 else ""
 
 
 def _counting(factor: float) -> str:

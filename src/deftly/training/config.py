@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -18,8 +18,11 @@ class TrainingConfig(Config):
     """How long, how exact, how fast, and how often to look."""
 
     steps: int = pydantic.Field(default=10_000, gt=0)
-    accumulation: int = pydantic.Field(default=1, gt=0)
-    """Into how many micro-batches each batch of the stream is cut: less memory, the same gradient."""
+    accumulation: Annotated[int, pydantic.Field(gt=0)] | Literal["auto"] = 1
+    """Into how many micro-batches each batch of the stream is cut: less memory, the same gradient. `auto`: as few as fit the device. When
+    memory runs out in the middle of a run, there are twice as many from then on."""
+    memory_share: float = pydantic.Field(default=0.9, gt=0, le=1)
+    """How much of the device's memory `auto` may plan with."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto` is bf16 where the device computes it natively, else fp32; `resolve` settles it."""
     optimizer: AdamWConfig = AdamWConfig()

@@ -28,6 +28,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def any_rank(is_so: bool) -> bool:
+    """Whether it is so on any rank."""
+    if not active():
+        return is_so
+    flag = torch.tensor(float(is_so), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    return bool(sum_over_ranks(flag))
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Gradients summed, not averaged: losses are already divided by the counts of all ranks. No gradient counts as zero."""
     if active():

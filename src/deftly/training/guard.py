@@ -38,8 +38,12 @@ class Guard:
             return True
         self.skipped += 1
         self.in_a_row += 1
-        copy(self.buffers.current(), self.backup)
+        self.restore()
         return False
+
+    def restore(self) -> None:
+        """The buffers as they were when they were remembered."""
+        copy(self.buffers.current(), self.backup)
 
     def require_hope(self, step: int, report: Mapping[str, float], episodes: Tensor) -> None:
         """Raise `TrainingError` when `limit` steps in a row were bad, else return."""

@@ -82,7 +82,7 @@ class Trainer:
         )
         self.journal = Journal(directory, title, config.steps)
         self.time = self.journal.time
-        self.update = Update(objective, self.config, self.device, seed, self.time)
+        self.update = Update(objective, self.config, self.device, seed, self.time, self.journal.say)
         self.objective = self.update.objective
         self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.keep_last)
         self.saver = Saver(self.checkpoints, self.journal.metrics, write_policy, self.journal.say)
@@ -174,7 +174,7 @@ class Trainer:
                 self._leave(interrupt)
             raise
         if not self.checked_batch:
-            check_batch(self.objective, batch, self.config.accumulation)
+            check_batch(self.objective, batch, self.update.accumulation or 1)
             self.checked_batch = True
         if batch.key.device.type != self.device.type:
             batch = batch.to(self.device)

@@ -7,13 +7,15 @@ clip -> is everything finite? if not: skip and count, before the update and neve
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deftly.randomness import seed_global
-from deftly.training import distributed
+from deftly.training import distributed, memory
 from deftly.training.config import TrainingConfig
 from deftly.training.ema import Ema
 from deftly.training.guard import Guard, TrainingError
@@ -48,12 +50,15 @@ class Update:
     `config` is resolved for `device`. Raises `UsageError` where the objective cannot be trained as configured.
     """
 
-    def __init__(self, objective: Objective, config: TrainingConfig, device: torch.device, seed: int, time: TimeSplit) -> None:
-        if config.accumulation > 1 and not objective.decomposes:
+    def __init__(
+        self, objective: Objective, config: TrainingConfig, device: torch.device, seed: int, time: TimeSplit, say: Callable[[str], None]
+    ) -> None:
+        if config.accumulation not in (1, "auto") and not objective.decomposes:
             raise UsageError(
                 f"{type(objective).__name__} does not decompose into a sum over samples, so accumulation {config.accumulation} would "
                 "train something else; set training.accumulation to 1"
             )
+        self.say, self.accumulation = say, config.accumulation if config.accumulation != "auto" else None
         check_not_saved(objective)
         self.config, self.device, self.seed, self.time = config, device, seed, time
         self.objective = objective.to(device)
@@ -67,9 +72,10 @@ class Update:
 
     def __call__(self, batch: Batch, clock: Clock) -> Taken:
         """Forward, backward and, where everything is finite, the update of step `clock.step`."""
+        if self.accumulation is None:
+            self._find_accumulation(batch, clock)
         self.guard.remember()
-        self.optimizer.zero_grad(set_to_none=True)
-        values, loss = self._gradients(batch, clock)
+        values, loss = self._fitting_gradients(batch, clock)
         distributed.sum_gradients(self.parameters)
         norm = clip(self.parameters, self.config.clip_norm)
         numbers = _read(values, loss, norm)
@@ -83,13 +89,66 @@ class Update:
         self.time.lap("optimizer")
         return Taken(numbers, accepted)
 
-    def _gradients(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], Tensor]:
-        """Backward through every micro-batch; this rank's share of each term and of the loss."""
-        parts = batch.split(self.config.accumulation) if self.config.accumulation > 1 else [batch]
+    def _find_accumulation(self, batch: Batch, clock: Clock) -> None:
+        """Try this batch in ever more parts until one of them fits; leaves no trace. Raises `TrainingError` where none does."""
+        moments = 0 if self.optimizer.state else 2 * sum(parameter.nbytes for parameter in self.parameters)
+        parts = 1
+        while True:
+            self.guard.remember()
+            trial = functools.partial(self._gradients, batch, clock, parts, only_first=True)
+            fits, fit = memory.attempt(trial, self.device, moments, self.config.memory_share)
+            self._forget()
+            if not distributed.any_rank(not fits):
+                break
+            parts = self._require_parts(len(batch), parts, parts + 1, clock)
+        self.accumulation = parts
+        self.say(memory.describe(len(batch), parts, fit))
+
+    def _fitting_gradients(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], Tensor]:
+        """The step's gradients, in more parts than before where memory runs out."""
+        assert self.accumulation is not None
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return self._gradients(batch, clock, self.accumulation)
+            except Exception as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+            # Here the error is gone, and with it the frames that hold on to tensors.
+            self._forget()
+            more = self._require_parts(len(batch), self.accumulation, 2 * self.accumulation, clock)
+            self.say(
+                f"WARNING: step {clock.step + 1} ran out of memory; from here on {len(batch) // more} samples at a time, {more} times: "
+                "the same batch, but not the same bits as without it"
+            )
+            self.accumulation = more
+
+    def _require_parts(self, batch_size: int, parts: int, least: int, clock: Clock) -> int:
+        """The next number of parts, `least` or more, after `parts` did not fit; raises `TrainingError` where a batch cannot be cut so."""
+        more = memory.parts_of(batch_size, least)
+        remedy = "lower data.batch_size, or choose a smaller policy"
+        if not self.objective.decomposes:
+            more, remedy = [], f"{type(self.objective).__name__} does not decompose, so the batch cannot be cut: {remedy}"
+        elif distributed.active() and self.accumulation is not None and more:
+            more, remedy = [], f"the other ranks wait for this one: go on with --resume --training.accumulation {more[0]}"
+        if not more:
+            raise TrainingError(f"step {clock.step + 1}: out of memory with {batch_size // parts} samples at a time; {remedy}")
+        return more[0]
+
+    def _forget(self) -> None:
+        """Undo what a forward pass that came to nothing did."""
+        self.guard.restore()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _gradients(self, batch: Batch, clock: Clock, count: int, only_first: bool = False) -> tuple[dict[str, Tensor], Tensor]:
+        """Backward through every one of `count` micro-batches; this rank's share of each term and of the loss."""
+        parts = batch.split(count) if count > 1 else [batch]
         counts = total_counts([self.objective.counts(part) for part in parts])
         values: dict[str, Tensor] = {}
         loss = torch.zeros((), device=self.device)
-        for number, part in enumerate(parts):
+        for number, part in enumerate(parts[:1] if only_first else parts):
             seed_global("training", self.seed, clock.step, number, distributed.rank())
             with autocast(self.device, self.config.precision):
                 terms = self.objective(part, clock, counts)
@@ -121,7 +180,11 @@ class Update:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the tensors, as plain data."""
-        return {"guard": self.guard.state(), "ema_updates": self.ema.updates if self.ema is not None else None}
+        return {
+            "guard": self.guard.state(),
+            "ema_updates": self.ema.updates if self.ema is not None else None,
+            "accumulation": {"configured": self.config.accumulation, "used": self.accumulation},
+        }
 
     def load(self, tensors: Tensors, state: dict[str, Any], where: str) -> None:
         """The inverse of `tensors` and `state`; `DataError` names what does not fit, and `where` it comes from."""
@@ -133,6 +196,8 @@ class Update:
             self.ema.load(tensors.objective, state["ema_updates"], where)
         load_optimizer(self.optimizer, self.optimizer_names, tensors.optimizer)
         self.guard.load_state(state["guard"])
+        if state["accumulation"]["configured"] == self.config.accumulation:
+            self.accumulation = state["accumulation"]["used"]
 
     def restart_average(self) -> None:
         """The weights were given from elsewhere: the average begins with them."""

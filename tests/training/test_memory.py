@@ -1,0 +1,134 @@
+"""The batch stays what was asked for: the planner finds into how many parts it must be cut, and a run that runs out of memory goes on."""
+
+import pytest
+import torch
+
+from deftly.training import memory
+from deftly.training.config import TrainingConfig
+from deftly.training.guard import TrainingError
+from training.test_trainer import plain
+from training.toys import ToyObjective, ToyPolicy, ToyStream, TwoTerms, fingerprint, log_lines, make_trainer, small_config
+
+
+def hungry(kind, limit, first_step=0, **policy):
+    """An objective whose forward pass asks the real allocator for more than any machine has when it sees more than `limit` samples."""
+
+    class Hungry(kind):
+        def forward(self, batch, clock, counts):
+            terms = super().forward(batch, clock, counts)  # changes running statistics before it fails
+            if len(batch) > limit and clock.step >= first_step and torch.is_grad_enabled():
+                torch.empty(2**60, dtype=torch.uint8)
+            return terms
+
+    torch.manual_seed(0)
+    return Hungry(ToyPolicy(**policy))
+
+
+@pytest.mark.parametrize(("limit", "parts"), [(8, 1), (7, 2), (4, 2), (3, 4), (1, 8)])
+def test_the_planner_finds_the_largest_micro_batch_and_leaves_no_trace(tmp_path, capsys, limit, parts):
+    config = small_config(validate_every=None)
+    planned = make_trainer(
+        tmp_path / "auto", objective=hungry(ToyObjective, limit, batch_norm=limit > 1), config=config.replace(accumulation="auto")
+    )
+    planned.fit()
+    assert planned.update.accumulation == parts
+    assert f"{8 // parts} samples at a time, {parts} times, make the batch of 8" in capsys.readouterr().err
+    told = make_trainer(
+        tmp_path / "told", objective=hungry(ToyObjective, 8, batch_norm=limit > 1), config=config.replace(accumulation=parts)
+    )
+    told.fit()
+    ours, theirs = planned.snapshot(), told.snapshot()
+    assert all(torch.equal(ours.raw[name], tensor) for name, tensor in theirs.raw.items())
+    assert all(torch.equal(ours.optimizer[name], tensor) for name, tensor in theirs.optimizer.items())
+
+
+def test_when_memory_runs_out_the_curve_stays_the_same(tmp_path, capsys):
+    config = small_config(validate_every=None)
+    streams = [ToyStream(dtype=torch.float64) for _ in range(2)]
+    whole = make_trainer(tmp_path / "whole", objective=plain(TwoTerms), stream=streams[0], config=config, validation=None)
+    whole.fit()
+    objective = hungry(TwoTerms, 2, first_step=11, dropout=0.0, batch_norm=False).double()
+    objective.load_state_dict(plain(TwoTerms).state_dict())
+    short = make_trainer(tmp_path / "short", objective=objective, stream=streams[1], config=config, validation=None)
+    short.fit()
+    said = capsys.readouterr().err
+    assert "step 12 ran out of memory; from here on 4 samples at a time, 2 times" in said
+    assert "step 12 ran out of memory; from here on 2 samples at a time, 4 times" in said
+    assert said.count("ran out of memory") == 2  # it never tries again what failed
+    for name, tensor in whole.snapshot().raw.items():
+        assert (short.snapshot().raw[name] - tensor).abs().max() < 1e-10, name
+    for ours, theirs in zip(log_lines(tmp_path / "short"), log_lines(tmp_path / "whole"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-10)
+
+
+def test_a_run_that_ran_out_of_memory_resumes_to_the_same_bits(tmp_path):
+    def run(name, stop=None):
+        calls = {} if stop is None else {stop: lambda: (_ for _ in ()).throw(KeyError("killed"))}
+        config = small_config(checkpoint_every=5, validate_every=None)
+        return make_trainer(tmp_path / name, objective=hungry(ToyObjective, 4, first_step=3), stream=ToyStream(calls=calls), config=config)
+
+    whole = run("whole")
+    whole.fit()
+    with pytest.raises(KeyError):
+        run("killed", stop=17).fit()
+    resumed = run("killed")
+    assert resumed.update.accumulation == 1
+    resumed.fit(resume=True)
+    assert resumed.update.accumulation == 2
+    assert fingerprint(resumed) == fingerprint(whole)
+
+
+def test_a_named_change_of_accumulation_wins_over_what_was_found(tmp_path):
+    config = small_config(checkpoint_every=5, validate_every=None, steps=10)
+    make_trainer(tmp_path, objective=hungry(ToyObjective, 4), config=config).fit()
+    changed = make_trainer(tmp_path, objective=hungry(ToyObjective, 4), config=config.replace(accumulation=8))
+    changed.fit(resume=True, allow_change=["training.accumulation"])
+    assert changed.update.accumulation == 8
+
+
+@pytest.mark.parametrize("accumulation", [1, "auto"])
+def test_what_cannot_be_cut_is_named(tmp_path, accumulation):
+    class Whole(ToyObjective):
+        decomposes = False
+
+    config = small_config(accumulation=accumulation)
+    with pytest.raises(TrainingError, match=r"step 1: out of memory with 8 samples.*Hungry does not decompose.*data\.batch_size"):
+        make_trainer(tmp_path / "whole", objective=hungry(Whole, 4), config=config).fit()
+    with pytest.raises(TrainingError, match=r"step 1: out of memory with 1 samples at a time; lower data\.batch_size"):
+        make_trainer(tmp_path / "one", objective=hungry(ToyObjective, 0, batch_norm=False), config=config).fit()
+
+
+def test_other_errors_are_not_taken_for_it(tmp_path):
+    class Broken(ToyObjective):
+        def forward(self, batch, clock, counts):
+            raise RuntimeError("shapes do not match")
+
+    for accumulation in (1, "auto"):
+        with pytest.raises(RuntimeError, match="shapes do not match"):
+            make_trainer(tmp_path / str(accumulation), objective=Broken(), config=small_config(accumulation=accumulation)).fit()
+    assert memory.is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert memory.is_out_of_memory(MemoryError())
+
+
+def test_a_device_that_tells_is_held_to_its_share(monkeypatch):
+    gib = memory.GIB
+    for name, value in (
+        ("synchronize", None),
+        ("empty_cache", None),
+        ("reset_peak_memory_stats", None),
+        ("mem_get_info", (30 * gib, 80 * gib)),
+        ("memory_reserved", 50 * gib),
+        ("max_memory_reserved", 60 * gib),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    device = torch.device("cuda")
+    assert memory.attempt(lambda: None, device, 10 * gib, 0.9) == (True, (70 * gib, 80 * gib))
+    assert memory.attempt(lambda: None, device, 14 * gib, 0.9) == (False, (74 * gib, 80 * gib))
+    assert memory.describe(64, 4, memory.Fit(70 * gib, 80 * gib)).endswith("a step takes 70.0 of 80.0 GiB")
+
+
+def test_auto_is_a_word_of_the_config():
+    assert TrainingConfig.parse({"accumulation": "auto"}, "run").accumulation == "auto"
+    assert memory.parts_of(12, 1) == [1, 2, 3, 4, 6, 12]
+    assert memory.parts_of(12, 5) == [6, 12]
+    assert memory.parts_of(7, 2) == [7]
