@@ -13,14 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from deftly import storage
 from deftly.agent import load
 from deftly.contract import Mirror
 from deftly.data.augment import OFF
+from deftly.models.act import ACTConfig
 from deftly.recipes import RECIPES
 from deftly.run import Run, build_policy, choose_device, offline, print_plan, train, write_policy
-from deftly.types import UsageError
+from deftly.types import DataError, UsageError
+from guards import guards
 from small_data import robot, write_dataset
 
 STEPS = 14
@@ -173,3 +176,40 @@ def test_choices_that_cannot_be() -> None:
         RECIPES["demo"](True).replace(data=RECIPES["demo"](True).data.replace(depth=("head_depth",)))
     with pytest.raises(UsageError, match="judged offline"):
         RECIPES["demo"](True).replace(folds=2)
+
+
+def test_act_starts_from_pretrained_weights_is_resumed_and_acts(data: Path, tmp_path: Path) -> None:
+    """The file is read when training starts, and never again: what was trained acts where the file is not."""
+    small = RECIPES["act"](True)
+    assert isinstance(small.policy, ACTConfig)
+    torch.manual_seed(3)
+    given = {}
+    for convolution, conv, norm in small.policy.vision.build(image_size=32).names():
+        given[f"{conv}.weight"] = torch.randn_like(convolution.weight) * 0.1
+        parts = {"weight": 1.0, "bias": 0.5, "running_mean": 0.0, "running_var": 1.0}
+        given |= {f"{norm}.{part}": torch.full_like(convolution.scale, value) for part, value in parts.items()}
+    weights = tmp_path / "resnet.safetensors"
+    save_file(given, weights)
+    source = small.data.replace(path=data, validation_fraction=0.3)
+    training = small.training.replace(steps=2, ema_decay=None, optimizer=small.training.optimizer.replace(learning_rate=1e-9))
+    run = small.replace(data=source, policy=small.policy.replace(pretrained=weights), training=training)
+    summary = train(run, tmp_path / "run", device="cpu")
+    assert set(summary["offline"]) == {"policy", "mean_action", "repeat_last"}
+    line = [json.loads(text) for text in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {"action", "kl"} == set(next(entry for entry in line if entry["kind"] == "train")["terms"])
+    weights.rename(tmp_path / "elsewhere")
+    policy = load(tmp_path / "run").policy
+    torch.testing.assert_close(policy.vision.stem.weight, given["conv1.weight"])
+    assert bool((policy.vision.stem.shift == 0.5).all())
+
+
+@guards("run.read_weights.there")
+def test_pretrained_weights_that_are_not_there_are_named_before_training(data: Path, tmp_path: Path) -> None:
+    small = RECIPES["act"](True)
+    source = small.data.replace(path=data, validation_fraction=0.3)
+    for content, error, match in ((None, UsageError, "is not there"), (b"no weights", DataError, "not a safetensors file")):
+        path = tmp_path / "resnet.safetensors"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(error, match=match):
+            train(small.replace(data=source, policy=small.policy.replace(pretrained=path)), tmp_path / "run", device="cpu")

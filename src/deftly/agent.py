@@ -27,7 +27,7 @@ from deftly import config, storage
 from deftly.contract import FORMAT_VERSION, Contract, Embodiment, differences
 from deftly.data.encoding import ObservationEncoder, Seen, Statistics
 from deftly.data.tokenizer import TextTokenizer
-from deftly.models.policy import PolicyConfig, parse_policy
+from deftly.models.policies import AnyPolicyConfig, parse_policy
 from deftly.randomness import seed_of
 from deftly.types import Batch, DataError, Observation, Policy, UsageError
 
@@ -41,7 +41,7 @@ def save_policy(
     contract: Contract,
     statistics: Statistics,
     tokenizer: TextTokenizer,
-    policy_config: PolicyConfig,
+    policy_config: AnyPolicyConfig,
     state_dict: dict[str, Tensor],
     about: dict[str, Any],
     robots: Sequence[tuple[Contract, Statistics]] = (),

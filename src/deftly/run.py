@@ -14,6 +14,8 @@ from typing import Any
 
 import pydantic
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from deftly import __version__, storage
@@ -27,13 +29,15 @@ from deftly.data.source import DataConfig
 from deftly.data.split import fold_episodes
 from deftly.data.tokenizer import PAD, UNKNOWN
 from deftly.evaluation.offline import l1_per_spread
+from deftly.models.act import ACTPolicy
+from deftly.models.policies import AnyPolicyConfig
 from deftly.models.policy import PolicyConfig
 from deftly.objectives.imitation import ImitationConfig
 from deftly.randomness import seed_global
 from deftly.sim.tabletop import TabletopConfig
 from deftly.training.config import TrainingConfig
 from deftly.training.trainer import Trainer
-from deftly.types import Objective, Policy, UsageError
+from deftly.types import DataError, Objective, Policy, UsageError
 
 RUN_FILE, DATA_FILE, OFFLINE_FILE, FOLDS_FILE = "run.json", "data.json", "offline.json", "folds.json"
 
@@ -44,7 +48,7 @@ class Run(Config):
     name: str
     seed: int = 0
     data: DataConfig
-    policy: PolicyConfig = PolicyConfig()
+    policy: AnyPolicyConfig = PolicyConfig()
     objective: ImitationConfig = ImitationConfig()
     training: TrainingConfig = TrainingConfig()
     executed_steps: int = pydantic.Field(default=4, ge=1)
@@ -146,9 +150,22 @@ def check_depth(depth: Sequence[str], objective: Objective) -> None:
 
 
 def build_policy(run: Run, data: TrainingData) -> Policy:
-    """The run's policy with fresh weights: a function of the run's seed."""
+    """The run's policy with fresh weights, a function of the run's seed, and the pretrained ones that its config names."""
     seed_global("initial weights", run.seed)
-    return run.policy.build(data.contract, data.tokenizer.size)
+    policy = run.policy.build(data.contract, data.tokenizer.size)
+    if isinstance(policy, ACTPolicy) and run.policy.kind == "act" and run.policy.pretrained is not None:
+        policy.vision.load_torchvision(read_weights(run.policy.pretrained), str(run.policy.pretrained))
+    return policy
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `UsageError` where there is none, `DataError` where it is no such file."""
+    if not path.is_file():  # guard: run.read_weights.there
+        raise UsageError(f"policy.pretrained: {path} is not there; give a safetensors file of weights, or null to start from scratch")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: not a safetensors file ({error}); save the weights with safetensors.torch.save_file") from None
 
 
 def write_policy(folder: Path, state: dict[str, Tensor], run: Run, data: TrainingData) -> None:

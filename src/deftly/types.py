@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self, TypedDict
 
 import gymnasium
@@ -161,6 +162,13 @@ class Features:
     """The action that a chunk is predicted as a change from; None: from 0."""
 
 
+class PolicyLoss(NamedTuple):
+    """What a policy has to say about a batch in training, nothing reduced yet: the objective masks, weighs and divides."""
+
+    actions: Float[Tensor, "b k a"]
+    regularizers: dict[str, Float[Tensor, "b"]]
+
+
 class Policy(nn.Module, ABC):
     """Observation to a distribution over action chunks. Everything is in normalised units."""
 
@@ -169,12 +177,22 @@ class Policy(nn.Module, ABC):
     word_tables: tuple[str, ...] = ()  # its parameters whose rows are the words of the vocabulary
     reads_depth: bool = False  # does `encode` look at `batch.depth`? what nobody reads is not decoded, nor asked of a robot
 
+    regularizer_weights: Mapping[str, float] = MappingProxyType({})  # name -> weight in the loss of each of `regularizers`
+
+    def forward(self, batch: Batch, clock: Clock) -> PolicyLoss:
+        features = self.encode(batch)
+        return PolicyLoss(self.loss(features, batch, clock), self.regularizers(features))
+
     @abstractmethod
     def encode(self, batch: Batch) -> Features: ...
 
     @abstractmethod
     def loss(self, features: Features, batch: Batch, clock: Clock) -> Float[Tensor, "b k a"]:
         """Loss of every action element, unreduced and unmasked; its noise is drawn from `batch.key` and the clock."""
+
+    def regularizers(self, features: Features) -> dict[str, Float[Tensor, "b"]]:
+        """Terms of the policy's own (a KL divergence), one number per sample; in training those of `regularizer_weights`, else none."""
+        return {}
 
     @abstractmethod
     def sample(self, features: Features, key: Int64[Tensor, "b"]) -> Float[Tensor, "b k a"]:

@@ -52,7 +52,7 @@ def test_trains_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
-    assert "demo, imitate, bridge" in capsys.readouterr().out
+    assert "demo, imitate, bridge, g1, act" in capsys.readouterr().out
 
 
 def test_verdict_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,3 +95,11 @@ def test_a_wrong_field_is_one_line(flags: list[str]) -> None:
     assert "http" not in line
     assert flags[0].lstrip("-").split(".")[-1] in line
     assert line.count("Unrecognized options") <= 1
+
+
+def test_fields_of_the_recipes_own_kind_of_policy_can_be_changed() -> None:
+    run = override(RECIPES["act"](False), ["--policy.width", "256", "--policy.pretrained", "resnet18.safetensors"])
+    assert run.policy == RECIPES["act"](False).policy.replace(width=256, pretrained=Path("resnet18.safetensors"))
+    assert override(RECIPES["imitate"](False), ["--policy.width", "64"]).policy.width == 64
+    with pytest.raises(UsageError):
+        override(RECIPES["act"](False), ["--policy.depth", "3"])

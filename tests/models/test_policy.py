@@ -11,7 +11,8 @@ from batches import ACTION, CAMERAS, SIZE, STATE, VOCABULARY, build_policy, cont
 from deftly.contract import RelativeActions, Window
 from deftly.models.heads import FlowMatchingConfig, RegressionConfig
 from deftly.models.language import TextConfig
-from deftly.models.policy import PolicyConfig, parse_policy
+from deftly.models.policies import parse_policy
+from deftly.models.policy import PolicyConfig
 from deftly.models.vision import CNNConfig
 from deftly.types import Batch, Clock, Tokens, UsageError
 
@@ -33,7 +34,7 @@ def sampled(policy, batch: Batch) -> torch.Tensor:
 def test_shapes_and_finite(policy) -> None:
     batch = random_batch(5)
     assert sampled(policy, batch).shape == (5, 6, ACTION)
-    loss = policy(batch, CLOCK)
+    loss = policy(batch, CLOCK).actions
     assert loss.shape == (5, 6, ACTION)
     assert bool(loss.isfinite().all())
     features = policy.encode(batch)
@@ -102,10 +103,10 @@ def test_sampling_is_a_function_of_the_key_not_of_the_batch(policy) -> None:
 def test_flow_noise_depends_on_key_and_step_only() -> None:
     policy = build_policy(PolicyConfig(**SMALL, head=HEADS["flow"]))
     batch = random_batch()
-    assert torch.equal(policy(batch, CLOCK), policy(batch, CLOCK))
-    assert not torch.equal(policy(batch, CLOCK), policy(batch, Clock(4, 10)))
-    half = policy(batch.map(lambda tensor: tensor[:2]), CLOCK)
-    torch.testing.assert_close(policy(batch, CLOCK)[:2], half, rtol=1e-4, atol=1e-5)
+    assert torch.equal(policy(batch, CLOCK).actions, policy(batch, CLOCK).actions)
+    assert not torch.equal(policy(batch, CLOCK).actions, policy(batch, Clock(4, 10)).actions)
+    half = policy(batch.map(lambda tensor: tensor[:2]), CLOCK).actions
+    torch.testing.assert_close(policy(batch, CLOCK).actions[:2], half, rtol=1e-4, atol=1e-5)
 
 
 def test_flow_head_learns_both_modes_where_regression_takes_the_middle() -> None:
@@ -196,7 +197,7 @@ def test_a_residual_policy_that_has_learnt_nothing_repeats_the_last_action() -> 
     last[0] = 0
     assert torch.equal(sampled(policy, batch), last[:, None].expand(-1, 6, -1))
     error = (batch.actions - last[:, None]).abs().masked_fill(batch.action_dim_is_pad[:, None], 0)
-    torch.testing.assert_close(policy(batch, CLOCK), error)
+    torch.testing.assert_close(policy(batch, CLOCK).actions, error)
 
 
 @pytest.mark.parametrize("head", list(HEADS))
@@ -243,5 +244,5 @@ def test_robots_are_told_apart_and_what_one_lacks_never_matters() -> None:
     assert torch.equal(sampled(policy, batch), sampled(policy, widened(7.0)))
     other = dataclasses.replace(batch, embodiment=torch.ones_like(batch.embodiment))
     assert not torch.equal(sampled(policy, batch), sampled(policy, other))
-    loss, same = (((policy(b, CLOCK) * b.valid_actions()).sum()) for b in (batch, widened(7.0)))
+    loss, same = (((policy(b, CLOCK).actions * b.valid_actions()).sum()) for b in (batch, widened(7.0)))
     assert torch.equal(loss, same)

@@ -25,7 +25,7 @@ def test_a_recipe_is_data(name: str, tmp_path: Path) -> None:
     assert RECIPES[name](True).training.steps < 20
 
 
-@pytest.mark.parametrize("name", ["imitate", "bridge", "g1"])
+@pytest.mark.parametrize("name", ["imitate", "act", "bridge", "g1"])
 def test_a_small_recipe_trains_on_any_lerobot_dataset(name: str, tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", lengths=(9, 7, 8, 6))
     run = RECIPES[name](True)

@@ -12,7 +12,7 @@ Letters: b batch, t observation frames, c cameras, d width.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Literal
 
 import pydantic
 import torch
@@ -28,6 +28,7 @@ from deftly.types import Batch, Clock, Features, Policy, UsageError
 
 
 class PolicyConfig(Config):
+    kind: Literal["film"] = "film"
     vision: CNNConfig = CNNConfig()
     wrist: CNNConfig | None = None
     """The encoder of wrist cameras: they look from near, so a coarser and cheaper one can do; null: the same as `vision`."""
@@ -49,11 +50,6 @@ class PolicyConfig(Config):
 
     def encoder_of(self, role: CameraRole) -> CNNConfig:
         return self.wrist if self.wrist is not None and role == "wrist" else self.vision
-
-
-def parse_policy(values: dict[str, Any], where: str = "policy.json") -> PolicyConfig:
-    """The config of a saved policy; `UsageError` in one line when it is not one."""
-    return PolicyConfig.parse(values, where)
 
 
 class VLAPolicy(Policy):
@@ -85,9 +81,6 @@ class VLAPolicy(Policy):
             inputs = config.width
         self.trunk = nn.Sequential(*layers)
         self.head = config.head.build(features=config.width, chunk=self.chunk, action_dim=self.action_dim)
-
-    def forward(self, batch: Batch, clock: Clock) -> Float[Tensor, "b k a"]:
-        return self.loss(self.encode(batch), batch, clock)
 
     def encode(self, batch: Batch) -> Features:
         text = self.text(batch.text)
