@@ -28,7 +28,7 @@ from deftly.types import Clock, Observation, World
 
 REPOSITORY = Path(__file__).parent.parent
 SOURCE = Path(deftly.__file__).parent
-PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("docs/data/*.md")]
+PAGES = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 KINDS = set(get_args(get_args(get_type_hints(data.import_, include_extras=True)["kind"])[0]))
 IMPORT_NAMES = {"pillow": "PIL"}

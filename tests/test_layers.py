@@ -35,6 +35,8 @@ HEAVY = {
     "pyarrow": ("data/",),
     "h5py": ("data/importers/hdf5.py",),
     "huggingface_hub": ("data/pull.py",),
+    "tensorboard": ("training/tensorboard.py",),
+    "wandb": ("training/wandb.py",),
     "matplotlib": ("cli/play.py",),
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from deftly.cli.train import default_directory, find_run, main, override, own_recipe, print_summary
+from deftly.cli.train import TRACKERS, default_directory, find_run, main, override, own_recipe, print_summary
 from deftly.models.heads import FlowMatchingConfig
 from deftly.recipes import RECIPES
+from deftly.run import Run
 from deftly.types import UsageError
 from small_data import write_dataset
 
@@ -48,6 +49,29 @@ def test_trains_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert "mean action" in printed
     assert str(tmp_path / "run") in printed.replace("\n", "")
+
+
+def test_a_tracker_is_asked_for_and_stays_when_other_fields_change(tmp_path: Path) -> None:
+    path, out = tmp_path / "run.json", tmp_path / "run"
+    given = RECIPES["imitate"](True)
+    tracked = given.replace(training=given.training.replace(trackers=(TRACKERS["wandb"], TRACKERS["tensorboard"])))
+    path.write_text(tracked.to_json())
+    changed = override(find_run(str(path), small=False), ["--training.steps", "3"])
+    assert changed.training == tracked.training.replace(steps=3)
+    write_dataset(tmp_path / "data")
+    flags = [
+        "--data.path",
+        str(tmp_path / "data"),
+        "--data.validation-fraction",
+        "0.5",
+        "--training.steps",
+        "2",
+        "--training.log-every",
+        "1",
+    ]
+    main(["imitate", "--small", "--out", str(out), "--device", "cpu", "--track", "tensorboard", *flags])
+    assert Run.load(out / "run.json").training.trackers == (TRACKERS["tensorboard"],)
+    assert [path.suffix for path in (out / "tensorboard").iterdir()] == [".deftly"]
 
 
 def test_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:

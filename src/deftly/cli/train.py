@@ -19,14 +19,19 @@ from rich.console import Console
 from rich.table import Table
 
 from deftly.run import Run, train
+from deftly.training.tensorboard import TensorBoardConfig
+from deftly.training.wandb import WandbConfig
 from deftly.types import UsageError
 
 USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--small] [--FIELD VALUE ...]
-                  [--resume --allow-change FIELD ...]
+                  [--resume --allow-change FIELD ...] [--track tensorboard|wandb|wandb:online ...]
   NAME is a recipe ({recipes}), a run directory or its run.json, or my.py:recipe, which is your own code
   --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16
   --allow-change FIELD lets a resumed run go on with another value: training.steps, a whole part such as training, or dataset
+  --track shows the log, which is always in metrics.jsonl, elsewhere too; a resumed run may change that
   `deftly train NAME --fields` lists every field with its value"""
+
+TRACKERS = {"tensorboard": TensorBoardConfig(), "wandb": WandbConfig(), "wandb:online": WandbConfig(mode="online")}
 
 
 def main(arguments: list[str]) -> None:
@@ -39,6 +44,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--allow-change", action="append", default=[], metavar="FIELD")
+    parser.add_argument("--track", action="append", default=[], choices=TRACKERS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--fields", action="store_true")
@@ -48,6 +54,8 @@ def main(arguments: list[str]) -> None:
         print("usage:", usage)
         return
     run = override(find_run(own.name, own.small), ["--help"] if own.fields else fields)
+    if own.track:
+        run = run.replace(training=run.training.replace(trackers=tuple(TRACKERS[name] for name in own.track)))
     directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
     if own.resume and not directory.exists():
         raise UsageError(f"--resume: there is no run in {directory}; give the run's directory as --out, or leave --resume out to start it")

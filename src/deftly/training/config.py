@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pydantic
 import torch
@@ -12,10 +12,17 @@ from deftly.training.optim import AdamWConfig
 from deftly.training.precision import native_bf16
 from deftly.training.schedule import ScheduleConfig, WarmupCosineConfig
 from deftly.training.start import StartConfig
+from deftly.training.tensorboard import TensorBoardConfig
+from deftly.training.wandb import WandbConfig
+
+TrackerConfig = Annotated[TensorBoardConfig | WandbConfig, pydantic.Field(discriminator="kind")]
 
 
 class TrainingConfig(Config):
     """How long, how exact, how fast, and how often to look."""
+
+    FREE: ClassVar[tuple[str, ...]] = ("trackers", "log_every", "checkpoint_every", "keep_last")
+    """Fields that cannot change a weight: a resumed run may have others. `validate_every` is none: it decides which checkpoint is best."""
 
     steps: int = pydantic.Field(default=10_000, gt=0)
     accumulation: Annotated[int, pydantic.Field(gt=0)] | Literal["auto"] = 1
@@ -34,6 +41,8 @@ class TrainingConfig(Config):
     """How many steps in a row may have a non-finite loss or gradient before training stops."""
     start: StartConfig = StartConfig()
     """Weights of another run to begin with."""
+    trackers: tuple[TrackerConfig, ...] = ()
+    """Where else the log is shown: it is always in RUN/metrics.jsonl."""
     log_every: int = pydantic.Field(default=20, gt=0)
     validate_every: int | None = pydantic.Field(default=500, gt=0)
     """Also after the last step; null: only then."""
@@ -46,6 +55,13 @@ class TrainingConfig(Config):
     channels_last: bool = False
     deterministic: bool = True
     """On CUDA: algorithms that give the same bits every time (the CPU always does)."""
+
+    @pydantic.model_validator(mode="after")
+    def check_trackers(self) -> TrainingConfig:
+        kinds = [tracker.kind for tracker in self.trackers]
+        if len(set(kinds)) < len(kinds):  # guard: training.trackers.twice
+            raise ValueError(f"each tracker once, not {', '.join(kinds)}")
+        return self
 
     def resolve(self, device: torch.device | str) -> TrainingConfig:
         """This config with `precision` settled for `device`: what a run records, so that it resumes as it began."""

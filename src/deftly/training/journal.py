@@ -1,14 +1,16 @@
-"""What a run tells: to the reader's screen, and to `metrics.jsonl`. Rank 0 alone speaks and writes; nothing here changes a weight."""
+"""What a run tells: to the reader's screen, to `metrics.jsonl`, and to trackers. Rank 0 alone speaks; nothing here changes a weight."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deftly.training import distributed
 from deftly.training.display import Display
 from deftly.training.guard import listed
+from deftly.training.trackers import Tracker, Trackers
 from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
 from deftly.types import Batch
 
@@ -16,10 +18,11 @@ from deftly.types import Batch
 class Journal:
     """Means, times and lines of one run. Its state is in checkpoints, so that a resumed log has the same lines."""
 
-    def __init__(self, directory: Path, title: str, steps: int) -> None:
+    def __init__(self, directory: Path, title: str, steps: int, trackers: Sequence[Tracker] = ()) -> None:
         self.is_main = distributed.rank() == 0
         self.display = Display(title, steps, visible=self.is_main)
         self.metrics = Metrics(directory / METRICS, self.display.say)
+        self.trackers = Trackers(trackers if self.is_main else (), self.display.say)
         self.running, self.time = Running(), TimeSplit()
         self.last: dict[str, float | None] = {"loss": None, "validation_loss": None}
 
@@ -30,7 +33,7 @@ class Journal:
     def begin(self, step: int, samples: int) -> None:
         """Training goes on after `step` steps: later lines are taken back."""
         if self.is_main:
-            self.metrics.truncate(step)
+            self.trackers.begin(self.metrics.path, self.metrics.truncate(step))
         self.display.begin(step, samples)
 
     def skipped(self, step: int, numbers: dict[str, float], batch: Batch) -> None:
@@ -63,7 +66,13 @@ class Journal:
     def write(self, line: dict[str, Any], split: dict[str, float] | None = None) -> None:
         """A line of the log, with the time at its end."""
         if self.is_main:
-            self.metrics.write({**line, "time": {**(split or {}), "elapsed": self.time.elapsed()}})
+            line = {**line, "time": {**(split or {}), "elapsed": self.time.elapsed()}}
+            self.metrics.write(line)
+            self.trackers.log(line)
+
+    def close(self) -> None:
+        """Let the trackers end."""
+        self.trackers.close()
 
     # -- state -----------------------------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,11 @@ class Identity:
     contract: Contract | None
     environment: dict[str, Any]
 
+    def fixed(self) -> dict[str, Any]:
+        """`run` without the fields that cannot change a weight."""
+        training = self.run.get("training", {})
+        return {**self.run, "training": {name: value for name, value in training.items() if name not in TrainingConfig.FREE}}
+
     def to_dict(self) -> dict[str, Any]:
         """The part that `trainer.json` holds."""
         contract = self.contract.to_dict() if self.contract is not None else None
@@ -44,17 +49,19 @@ def environment(config: TrainingConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
+FREE = tuple(f"training.{name}" for name in TrainingConfig.FREE)  # where a run's config has its training
 DATASET = "dataset"  # what `allowed` calls the data itself, as opposed to the config's fields
 
 
 def require_same_run(ours: Identity, snapshot: Snapshot, where: Path, allowed: Sequence[str] = ()) -> list[str]:
     """Raise one line that names the differing fields, or return notes on what keeps the resumed run from being bit-identical.
 
-    `allowed` are fields that may have changed: `training.steps`, a whole part of the config such as `training`, or `dataset`.
+    `allowed` are fields that may have changed: `training.steps`, a whole part of the config such as `training`, or `dataset`. Those that
+    cannot change a weight (`TrainingConfig.FREE`) always may.
     """
     state, mine = snapshot.trainer, ours.to_dict()
     config = differences(snapshot.run, ours.run)
-    changed = [line for line in config if not _is_allowed(line, allowed)]
+    changed = [line for line in config if not _is_allowed(line, (*allowed, *FREE))]
     if changed:
         fields = " ".join(f"--allow-change {_field(line)}" for line in changed)
         remedy = f"change it back, go on with {fields}, or start a new run directory"

@@ -44,13 +44,14 @@ class Metrics:
     def sync(self) -> None:
         storage.sync_file(self.path)
 
-    def truncate(self, step: int) -> None:
-        """Forget what was logged past `step`: those steps are about to be taken again."""
+    def truncate(self, step: int) -> int:
+        """Forget what was logged past `step`: those steps are about to be taken again. Returns the number of lines that are left."""
         lines = list(storage.read_lines(self.path))
         if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
             raise DataError(f"{self.path}: a line has no step; it is not the log of a training run, move it away")
         lines = [line for line in lines if line["step"] <= step]
         storage.write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        return len(lines)
 
 
 def plain(value: Any) -> Any:

@@ -80,7 +80,9 @@ class Trainer:
             contract=contract,
             environment=resume.environment(self.config, self.device),
         )
-        self.journal = Journal(directory, title, config.steps)
+        self.journal = Journal(
+            directory, title, config.steps, [tracker.build(directory, self.identity.fixed()) for tracker in config.trackers]
+        )
         self.time = self.journal.time
         self.update = Update(objective, self.config, self.device, seed, self.time, self.journal.say)
         self.objective = self.update.objective
@@ -103,7 +105,7 @@ class Trainer:
         `DataError` before the first step, `TrainingError` when training cannot go on, and `SystemExit(143)` after SIGTERM.
         """
         alone = storage.lock(self.directory / LOCK, wait=False, who="trainer", remedy="stop it first") if self.is_main else nullcontext()
-        with alone, interruptible() as interrupt, self.journal.display, closing(self.saver):
+        with alone, interruptible() as interrupt, self.journal.display, closing(self.journal), closing(self.saver):
             self._begin(resume, allow_change)
             self.time.start()
             while self.step < self.config.steps:
