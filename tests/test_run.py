@@ -151,9 +151,17 @@ def test_plan_and_policy(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     prepared = run.data.build(seed=0, device="cpu", executed_steps=run.executed_steps)
     first, second = build_policy(run, prepared), build_policy(run, prepared)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    plan = {"steps": STEPS, "parameters": 12345, "precision": "fp32", "device": "cpu", "checkpoint_bytes": 3 << 20}
-    print_plan(run, prepared, plan, tmp_path)
+    plan = {"steps": STEPS, "accumulation": 1, "parameters": 12345, "precision": "fp32", "device": "cpu", "checkpoint_bytes": 3 << 20}
+    frozen = {"parameters": "policy.text.*", "number": 99, "schedule": None}
+    late = {"parameters": ".*", "number": 7, "schedule": "wsd", "rate_factor": 0.1, "start": 3, "layer_decay": None}
+    print_plan(run, prepared, {**plan, "parameters_frozen": 99, "groups": [frozen, late]}, tmp_path)
     printed = capsys.readouterr().err
+    assert "12,345 parameters that learn, 99 frozen" in printed
+    assert "policy.text.*: 99 parameters, frozen" in printed
+    assert ".*: 7 parameters, wsd, rate x 0.1, from step 3 on" in printed
+    print_plan(run, prepared, {**plan, "parameters_frozen": 0, "groups": [late]}, tmp_path)
+    printed = capsys.readouterr().err
+    assert "wsd" not in printed
     assert f"{STEPS} steps of 8" in printed
     assert "12,345 parameters" in printed
     assert "3 MiB per checkpoint" in printed

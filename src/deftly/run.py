@@ -242,7 +242,10 @@ def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Pa
             for seen, factor in zip(parts, data.sample_factors, strict=True)
         ),
         **({"left out": f"{left_out} broken episodes, see {quarantine.QUARANTINE_FILE}"} if left_out else {}),
-        "policy": f"{plan['parameters']:,} parameters, cameras {', '.join(contract.cameras)} at {contract.image_size} px",
+        "policy": f"{plan['parameters']:,} parameters"
+        + (f" that learn, {plan['parameters_frozen']:,} frozen" if plan["parameters_frozen"] else "")
+        + f", cameras {', '.join(contract.cameras)} at {contract.image_size} px",
+        **({"learning": "\n           ".join(_group(entry) for entry in plan["groups"])} if len(plan["groups"]) > 1 else {}),
         "training": f"{steps} steps of {size}{_cut(plan['accumulation'])}, {epochs:.1f} epochs of {windows} windows, "
         f"{plan['precision']} on {plan['device']}, {plan['checkpoint_bytes'] / 2**20:.0f} MiB per checkpoint",
         "adjusted": "; ".join(line for encoder in data.robots for line in encoder.adjusted) or "no dimension needed a floor",
@@ -262,3 +265,13 @@ def _cut(accumulation: int | str) -> str:
 def _counting(factor: float) -> str:
     """What a sample weighs, where whole samples in a batch are far from the dataset's share."""
     return "" if 0.9 < factor < 1.1 else f", each weighing {factor:.2g} to make up its share"
+
+
+def _group(entry: dict[str, Any]) -> str:
+    """One group of parameters in the plan: who, how many, how fast, from when on."""
+    if entry["schedule"] is None:
+        how = "frozen"
+    else:
+        how = f"{entry['schedule']}, rate x {entry['rate_factor']:g}" + (f", from step {entry['start']} on" if entry["start"] else "")
+        how += f", layer decay {entry['layer_decay']:g}" if entry["layer_decay"] is not None else ""
+    return f"{entry['parameters']}: {entry['number']:,} parameters, {how}"

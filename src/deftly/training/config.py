@@ -8,6 +8,7 @@ import pydantic
 import torch
 
 from deftly.config import Config
+from deftly.training.groups import Group
 from deftly.training.optim import AdamWConfig
 from deftly.training.precision import native_bf16
 from deftly.training.schedule import ScheduleConfig, WarmupCosineConfig
@@ -34,6 +35,8 @@ class TrainingConfig(Config):
     """`auto` is bf16 where the device computes it natively, else fp32; `resolve` settles it."""
     optimizer: AdamWConfig = AdamWConfig()
     schedule: ScheduleConfig = WarmupCosineConfig()
+    groups: tuple[Group, ...] = ()
+    """Which parameters learn, how fast and from when on; every trainable one in exactly one entry. Empty: all of them by `schedule`."""
     clip_norm: float | None = pydantic.Field(default=1.0, gt=0)
     ema_decay: float | None = pydantic.Field(default=0.999, ge=0, lt=1)
     """Final decay of the moving average of the weights; null: none. It warms up as (1 + n) / (10 + n)."""

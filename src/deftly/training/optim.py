@@ -1,7 +1,9 @@
-"""What turns gradients into updates: AdamW over two parameter groups."""
+"""What turns gradients into updates: AdamW, with one parameter group for each rate and weight decay (`groups.py` says which)."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import pydantic
@@ -14,6 +16,19 @@ from deftly.types import DataError, UsageError
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Parameters that share a learning rate and a weight decay: a parameter group of torch's."""
+
+    parameters: dict[str, nn.Parameter]
+    decayed: bool
+    """Whether the weight decay applies."""
+    group: int = 0
+    """Its group in `training.groups`."""
+    rate_factor: float = 1.0
+    """Of its layer, beside the group's own."""
+
+
 class AdamWConfig(Config):
     """AdamW (Loshchilov & Hutter, 2019) with weight decay on matrices and kernels only."""
 
@@ -24,14 +39,10 @@ class AdamWConfig(Config):
     betas: tuple[float, float] = (0.9, 0.99)
     epsilon: float = pydantic.Field(default=1e-8, gt=0)
 
-    def build(self, module: nn.Module) -> torch.optim.AdamW:
-        """The optimizer of every trainable parameter of `module`; raises `UsageError` when there is none."""
-        decayed, plain = parameter_groups(module)
-        groups = [
-            {"params": list(decayed.values()), "weight_decay": self.weight_decay},
-            {"params": list(plain.values()), "weight_decay": 0.0},
-        ]
-        fused = all(p.device.type in ("cpu", "cuda") for p in module.parameters() if p.requires_grad)
+    def build(self, parts: Sequence[Part]) -> torch.optim.AdamW:
+        """The optimizer of all parts, one parameter group for each, in order."""
+        groups = [{"params": list(part.parameters.values()), "weight_decay": self.weight_decay if part.decayed else 0.0} for part in parts]
+        fused = all(parameter.device.type in ("cpu", "cuda") for part in parts for parameter in part.parameters.values())
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=fused)
 
 
@@ -54,15 +65,15 @@ def parameter_groups(module: nn.Module) -> tuple[dict[str, nn.Parameter], dict[s
     return decayed, plain
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
+def set_learning_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """One rate for each parameter group."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
 
 
-def optimizer_names(module: nn.Module) -> list[str]:
+def optimizer_names(parts: Sequence[Part]) -> list[str]:
     """Parameter names in the order in which the optimizer of `AdamWConfig.build` numbers them."""
-    decayed, plain = parameter_groups(module)
-    return [*decayed, *plain]
+    return [name for part in parts for name in part.parameters]
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -71,13 +82,18 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
     return {f"{key}.{names[index]}": value for index, entry in state.items() for key, value in entry.items()}
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `flatten_optimizer`; raises `DataError` when a tensor belongs to no parameter or has another shape."""
+def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor], frozen: Collection[str] = ()) -> None:
+    """The inverse of `flatten_optimizer`; raises `DataError` when a tensor belongs to no parameter or has another shape.
+
+    Moments of `frozen` parameters, which learnt when the checkpoint was written, are of no more use and dropped.
+    """
     index = {name: number for number, name in enumerate(names)}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         key, _, name = full.partition(".")
+        if name in frozen:
+            continue
         if name not in index:
             raise DataError(f"optimizer state {full!r} belongs to no trainable parameter; the checkpoint is of another model")
         parameter = parameters[index[name]]

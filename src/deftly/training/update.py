@@ -18,8 +18,9 @@ from deftly.randomness import seed_global
 from deftly.training import distributed, memory
 from deftly.training.config import TrainingConfig
 from deftly.training.ema import Ema
+from deftly.training.groups import Groups
 from deftly.training.guard import Guard, TrainingError
-from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rate
+from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
 from deftly.training.precision import autocast
 from deftly.training.state import check_not_saved, copies, load_strictly, saved_tensors
 from deftly.training.step import clip, total_counts
@@ -64,8 +65,9 @@ class Update:
         self.objective = objective.to(device)
         if config.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stub lacks this overload)
-        self.optimizer = config.optimizer.build(objective)
-        self.optimizer_names = optimizer_names(objective)
+        self.groups = Groups(objective, config.groups, config.schedule, config.steps)
+        self.optimizer = config.optimizer.build(self.groups.parts)
+        self.optimizer_names = optimizer_names(self.groups.parts)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ema = Ema(objective, config.ema_decay, objective.not_saved) if config.ema_decay is not None else None
         self.guard = Guard(objective, config.max_bad_steps, objective.not_saved)
@@ -74,15 +76,17 @@ class Update:
         """Forward, backward and, where everything is finite, the update of step `clock.step`."""
         if self.accumulation is None:
             self._find_accumulation(batch, clock)
+        self.groups.enter(clock)
         self.guard.remember()
         values, loss = self._fitting_gradients(batch, clock)
-        distributed.sum_gradients(self.parameters)
-        norm = clip(self.parameters, self.config.clip_norm)
+        learning = self.groups.parameters()
+        distributed.sum_gradients(learning)
+        norm = clip(learning, self.config.clip_norm)
         numbers = _read(values, loss, norm)
         self.time.lap("forward_backward")
         accepted = self.guard.accepts(numbers["loss"], numbers["gradient_norm"])
         if accepted:
-            set_learning_rate(self.optimizer, self.learning_rate(clock))
+            set_learning_rates(self.optimizer, self.learning_rates(clock))
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
@@ -92,6 +96,7 @@ class Update:
     def _find_accumulation(self, batch: Batch, clock: Clock) -> None:
         """Try this batch in ever more parts until one of them fits; leaves no trace. Raises `TrainingError` where none does."""
         moments = 0 if self.optimizer.state else 2 * sum(parameter.nbytes for parameter in self.parameters)
+        self.groups.enter(Clock(clock.total - 1, clock.total))  # what is unfrozen later takes memory too
         parts = 1
         while True:
             self.guard.remember()
@@ -160,8 +165,12 @@ class Update:
         return values, loss
 
     def learning_rate(self, clock: Clock) -> float:
-        """Of the step that comes next."""
-        return self.config.optimizer.learning_rate * self.config.schedule.factor(clock.step, clock.total)
+        """Of the step that comes next: the highest of its parts."""
+        return max(self.learning_rates(clock))
+
+    def learning_rates(self, clock: Clock) -> list[float]:
+        """Of the step that comes next, for each parameter group of the optimizer; 0 where it does not learn."""
+        return [self.config.optimizer.learning_rate * factor for factor in self.groups.rate_factors(clock)]
 
     # -- state -----------------------------------------------------------------------------------------------------------------------
 
@@ -194,7 +203,8 @@ class Update:
         load_strictly(self.objective, self.objective.not_saved, tensors.raw if tensors.raw is not None else tensors.objective, where)
         if self.ema is not None:
             self.ema.load(tensors.objective, state["ema_updates"], where)
-        load_optimizer(self.optimizer, self.optimizer_names, tensors.optimizer)
+        frozen = {name for name, _ in self.objective.named_parameters()} - set(self.optimizer_names)
+        load_optimizer(self.optimizer, self.optimizer_names, tensors.optimizer, frozen)
         self.guard.load_state(state["guard"])
         if state["accumulation"]["configured"] == self.config.accumulation:
             self.accumulation = state["accumulation"]["used"]
@@ -204,13 +214,15 @@ class Update:
         if self.ema is not None:
             self.ema = Ema(self.objective, self.ema.decay, self.objective.not_saved)
 
-    def plan(self) -> dict[str, int]:
-        """Sizes, known before the first step."""
-        decayed, plain = (sum(parameter.numel() for parameter in group["params"]) for group in self.optimizer.param_groups)
+    def plan(self) -> dict[str, Any]:
+        """Sizes and groups, known before the first step."""
+        learning = sum(parameter.numel() for parameter in self.parameters)
         saved = sum(tensor.nbytes for tensor in saved_tensors(self.objective, self.objective.not_saved).values())
         return {
-            "parameters": decayed + plain,
-            "parameters_with_weight_decay": decayed,
+            "parameters": learning,
+            "parameters_frozen": sum(parameter.numel() for parameter in self.objective.parameters()) - learning,
+            "parameters_with_weight_decay": sum(p.numel() for part in self.groups.parts if part.decayed for p in part.parameters.values()),
+            "groups": self.groups.plan(self.config.steps),
             # Twice the weights (policy/ and objective), their average, and two moments of every trainable one.
             "checkpoint_bytes": (3 if self.ema is not None else 2) * saved + 2 * sum(parameter.nbytes for parameter in self.parameters),
         }
