@@ -13,6 +13,7 @@ from deftly.training.optim import AdamWConfig
 from deftly.training.precision import native_bf16
 from deftly.training.schedule import ScheduleConfig, WarmupCosineConfig
 from deftly.training.start import StartConfig
+from deftly.training.stopping import EarlyStopConfig
 from deftly.training.tensorboard import TensorBoardConfig
 from deftly.training.wandb import WandbConfig
 
@@ -49,6 +50,8 @@ class TrainingConfig(Config):
     log_every: int = pydantic.Field(default=20, gt=0)
     validate_every: int | None = pydantic.Field(default=500, gt=0)
     """Also after the last step; null: only then."""
+    early_stop: EarlyStopConfig | None = None
+    """End when held-out episodes are not handled better for a while; null: train to the last step."""
     checkpoint_every: int | None = pydantic.Field(default=1000, gt=0)
     """Also after the last step and at every new best; null: only then."""
     keep_last: int = pydantic.Field(default=2, ge=2)
@@ -64,6 +67,12 @@ class TrainingConfig(Config):
         kinds = [tracker.kind for tracker in self.trackers]
         if len(set(kinds)) < len(kinds):  # guard: training.trackers.twice
             raise ValueError(f"each tracker once, not {', '.join(kinds)}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def check_early_stop(self) -> TrainingConfig:
+        if self.early_stop is not None and self.validate_every is None:  # guard: training.early_stop.never_looks
+            raise ValueError("early_stop counts validations: set validate_every, or leave early_stop out")
         return self
 
     def resolve(self, device: torch.device | str) -> TrainingConfig:

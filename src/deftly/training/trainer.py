@@ -23,7 +23,7 @@ import torch
 from deftly import storage
 from deftly.contract import Contract
 from deftly.randomness import seed_global
-from deftly.training import distributed, resume
+from deftly.training import distributed, resume, session
 from deftly.training.checkpoint import Checkpoints, Snapshot, WritePolicy
 from deftly.training.config import TrainingConfig
 from deftly.training.journal import Journal
@@ -34,6 +34,7 @@ from deftly.training.saver import Saver
 from deftly.training.start import origin, read_source, read_whole, take_weights
 from deftly.training.state import policy_state
 from deftly.training.step import check_batch
+from deftly.training.stopping import EarlyStop
 from deftly.training.update import Taken, Tensors, Update
 from deftly.training.validation import validate
 from deftly.types import Batch, Clock, DataError, Objective, Stream, UsageError
@@ -72,7 +73,10 @@ class Trainer:
             torch.set_num_threads(config.threads)
         if config.deterministic and self.device.type == "cuda":
             make_deterministic()
+        if config.early_stop is not None and validation is None:  # guard: training.early_stop.blind
+            raise UsageError("training.early_stop needs held-out episodes: set data.validation_fraction, or leave it out")
         self.stream, self.validation, self.seed = stream, validation, seed
+        self.early_stop = EarlyStop(config.early_stop)
         self.directory = directory
         self.identity = resume.Identity(
             run=json.loads(json.dumps(run_json)),
@@ -107,14 +111,20 @@ class Trainer:
         alone = storage.lock(self.directory / LOCK, wait=False, who="trainer", remedy="stop it first") if self.is_main else nullcontext()
         with alone, interruptible() as interrupt, self.journal.display, closing(self.journal), closing(self.saver):
             self._begin(resume, allow_change)
-            self.time.start()
-            while self.step < self.config.steps:
-                batch = self._take(interrupt)
-                clock = Clock(self.step, self.config.steps)
-                self._hooks(batch, self.update(batch, clock), self.update.learning_rate(clock))
-                if interrupt.signal is not None:
-                    self._leave(interrupt)
+            with session.recorded(self.directory, self.identity, lambda: self.step, self.journal.say) if self.is_main else nullcontext():
+                self.time.start()
+                while not self._is_over():
+                    batch = self._take(interrupt)
+                    clock = Clock(self.step, self.config.steps)
+                    self._hooks(batch, self.update(batch, clock), self.update.learning_rate(clock))
+                    if interrupt.signal is not None:
+                        self._leave(interrupt)
+            if self.early_stop.why is not None:
+                self.journal.say(self.early_stop.why)
             return self.summary()
+
+    def _is_over(self) -> bool:
+        return self.step >= self.config.steps or self.early_stop.why is not None
 
     def _begin(self, wants_resume: bool, allow_change: Sequence[str]) -> None:
         """Put the run where it starts. The four ways, in the order in which they are tried:
@@ -199,10 +209,10 @@ class Trainer:
             self.journal.train(self.step, self.samples, rate, self.update.guard.skipped)
         is_best = self._due(self.config.validate_every) and self._validate()
         if self._due(self.config.checkpoint_every) or is_best:
-            self._save(final=self.step == self.config.steps)
+            self._save(final=self._is_over())
 
     def _due(self, every: int | None) -> bool:
-        return self.step == self.config.steps or (every is not None and self.step % every == 0)
+        return self._is_over() or (every is not None and self.step % every == 0)
 
     def _validate(self) -> bool:
         """Measure the held-out loss, with averaged weights where there are any; whether it is the best so far."""
@@ -219,6 +229,7 @@ class Trainer:
         if is_best:
             self.best = {"step": self.step, "loss": loss}
         self.journal.validated(self.step, loss, terms, self.best)
+        self.early_stop.see(self.step, {"loss": loss, **terms})
         return is_best
 
     def _save(self, final: bool) -> None:
@@ -250,6 +261,7 @@ class Trainer:
             "stream": self.stream.state(),
             "best": self.best,
             "origin": self.origin,
+            "early_stop": self.early_stop.state(),
             **self.update.state(),
             **self.journal.state(),
             **self.identity.to_dict(),
@@ -269,6 +281,7 @@ class Trainer:
         self.journal.load_state(state)
         self.step, self.samples = state["step"], state["samples"]
         self.best, self.origin = state["best"], state["origin"]
+        self.early_stop.load_state(state["early_stop"])
 
     def plan(self) -> dict[str, Any]:
         """What is about to happen, as plain data: to be printed before the first step."""
@@ -292,6 +305,7 @@ class Trainer:
             "failed_saves": self.saver.failed,
             **self.journal.last,
             "best": self.best,
+            "stopped_early": self.early_stop.why,
             "precision": self.config.precision,
             "parameters": sum(parameter.numel() for parameter in self.update.parameters),
             "seconds": {**{name: round(value, 3) for name, value in seconds.items()}, "total": round(whole, 3)},
