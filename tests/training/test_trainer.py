@@ -71,7 +71,7 @@ def test_terms_with_different_masks_have_the_gradient_of_the_whole_batch(tmp_pat
     terms = whole(batch, Clock(0, 30), whole.counts(batch))
     (terms["mse"].value + 0.3 * terms["sign"].value).backward()
     trainer = make_trainer(tmp_path, objective=plain(TwoTerms), config=small_config(accumulation=accumulation, clip_norm=None))
-    report, accepted = trainer.update(batch, Clock(0, 30))
+    report, accepted, *_ = trainer.update(batch, Clock(0, 30))
     assert accepted
     for name, term in terms.items():
         assert report[name] == pytest.approx(term.value.item(), abs=1e-10)
@@ -215,7 +215,7 @@ def test_a_step_with_a_non_finite_loss_leaves_no_trace(tmp_path):
             each.update(each.stream.next(), Clock(each.step, 6))
             each.step += 1
     before = fingerprint(stopped)
-    report, accepted = trainer.update(trainer.stream.next(), Clock(5, 6))
+    report, accepted, *_ = trainer.update(trainer.stream.next(), Clock(5, 6))
     assert not accepted
     assert math.isnan(report["loss"])
     trainer.update.guard.load_state({"skipped": 0, "in_a_row": 0})
@@ -232,7 +232,7 @@ def test_a_non_finite_gradient_behind_a_finite_loss_is_caught(tmp_path):
             return {"steep": Term((weight - weight.detach()).abs().sqrt().sum())}  # loss 0, slope infinite
 
     trainer = make_trainer(tmp_path, objective=Steep())
-    report, accepted = trainer.update(batch_of(4), Clock(0, 30))
+    report, accepted, *_ = trainer.update(batch_of(4), Clock(0, 30))
     assert report["loss"] == 0.0
     assert not math.isfinite(report["gradient_norm"])
     assert not accepted

@@ -32,8 +32,9 @@ class TrainingConfig(Config):
     memory runs out in the middle of a run, there are twice as many from then on."""
     memory_share: float = pydantic.Field(default=0.9, gt=0, le=1)
     """How much of the device's memory `auto` may plan with."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 where the device computes it natively, else fp32; `resolve` settles it."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the forward pass; `auto` is bf16 where the device computes it natively, else fp32; `resolve` settles it. fp16, for GPUs without
+    bf16, scales the loss."""
     optimizer: AdamWConfig = AdamWConfig()
     schedule: ScheduleConfig = WarmupCosineConfig()
     groups: tuple[Group, ...] = ()

@@ -43,6 +43,11 @@ class Journal:
         self.say(f"WARNING: step {step} skipped: loss {loss}, gradient norm {norm}, episodes {episodes}")
         self.write({"step": step, "kind": "skipped", "loss": loss, "terms": terms, "gradient_norm": norm, "episodes": episodes})
 
+    def overflowed(self, step: int, loss_scale: float) -> None:
+        """A step that was skipped because its gradient, times the loss scale, was too large for float16."""
+        self.say(f"step {step} skipped: its gradient overflowed float16; the loss scale is {loss_scale:g} from here on")
+        self.write({"step": step, "kind": "overflow", "loss_scale": loss_scale})
+
     def train(self, step: int, samples: int, learning_rate: float, skipped: int) -> None:
         """Means over the steps since the last such line."""
         means = self.running.means()

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def native_bf16(device: torch.device) -> bool:
@@ -19,11 +25,62 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context in which forward passes run; `precision` is "fp32" or "bf16"."""
-    if precision == "fp32":
-        return nullcontext()
-    assert precision == "bf16", precision
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    """The context in which forward passes run; `precision` is "fp32", "bf16" or "fp16"."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def warning(device: torch.device, precision: str) -> str | None:
+    """What is to be said of this format on this device, if anything."""
+    is_native = {"fp32": True, "bf16": native_bf16(device), "fp16": device.type == "cuda"}[precision]
+    return None if is_native else f"this device has no arithmetic units for {precision}: fp32 would be faster"
+
+
+class LossScaler:
+    """Keeps small numbers of a float16 backward pass from vanishing: the loss is multiplied before it, the gradient divided after it.
+
+    Where the gradient overflows, the step is skipped and the scale halved; after `INTERVAL` steps without that it is doubled (Micikevicius
+    et al., "Mixed Precision Training", 2018). The numbers are those of `torch.amp.GradScaler`, which looks at every gradient for its
+    decision; here the norm is enough, which the guard reads anyway and which all ranks share. Scales are powers of two: dividing by one is
+    exact.
+    """
+
+    FIRST, INTERVAL, LEAST = 2.0**16, 2000, 1.0
+
+    def __init__(self) -> None:
+        self.scale = self.FIRST
+        self.steps = 0  # since the scale last changed
+        self.overflows = 0
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        return loss * self.scale
+
+    def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide the gradients by the scale, in place."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, 1 / self.scale)  # pyright: ignore[reportPrivateImportUsage]
+
+    def overflowed(self, loss: float, gradient_norm: float) -> bool:
+        """Whether the scale was too large for this step's gradient; moves the scale.
+
+        A loss that is not finite is not for the scale to mend, and neither is a gradient that was hardly scaled.
+        """
+        if math.isfinite(gradient_norm):
+            self.steps += 1
+            if self.steps == self.INTERVAL:
+                self.scale, self.steps = 2 * self.scale, 0
+            return False
+        if not math.isfinite(loss) or self.scale <= self.LEAST:
+            return False
+        self.scale, self.steps = self.scale / 2, 0
+        self.overflows += 1
+        return True
+
+    def state(self) -> dict[str, Any]:
+        return {"scale": self.scale, "steps": self.steps, "overflows": self.overflows}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.scale, self.steps, self.overflows = state["scale"], state["steps"], state["overflows"]
 
 
 def make_deterministic() -> None:

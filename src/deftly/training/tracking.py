@@ -3,6 +3,7 @@
 ```
 {"step": 40, "kind": "train", "loss": …, "terms": {…}, "gradient_norm": …, "learning_rate": …, "samples": …, "skipped": 0, "time": {…}}
 {"step": 40, "kind": "validation", "loss": …, "terms": {…}, "is_best": true, "time": {…}}
+{"step": 3, "kind": "overflow", "loss_scale": 32768.0, "time": {…}}
 {"step": 41, "kind": "skipped", "loss": null, "terms": {…}, "gradient_norm": null, "episodes": "3, 5, 8", "time": {…}}
 ```
 `step` is the number of steps done. Numbers of a train line are means over the steps since the one before it. Everything outside of

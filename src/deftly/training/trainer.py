@@ -28,7 +28,7 @@ from deftly.training.checkpoint import Checkpoints, Snapshot, WritePolicy
 from deftly.training.config import TrainingConfig
 from deftly.training.journal import Journal
 from deftly.training.lifetime import Interrupt, interruptible
-from deftly.training.precision import autocast, make_deterministic, native_bf16
+from deftly.training.precision import autocast, make_deterministic, warning
 from deftly.training.resume import shortened
 from deftly.training.saver import Saver
 from deftly.training.start import origin, read_source, read_whole, take_weights
@@ -162,8 +162,8 @@ class Trainer:
         if self.is_main:
             self.checkpoints.sweep(self.journal.say)
             self.checkpoints.require_space(self.plan()["checkpoint_bytes"])
-        if self.config.precision == "bf16" and not native_bf16(self.device):
-            self.journal.say("WARNING: this device has no arithmetic units for bf16: fp32 would be faster")
+        if text := warning(self.device, self.config.precision):
+            self.journal.say(f"WARNING: {text}")
         if not wants_resume and self.checkpoints.steps():
             raise UsageError(
                 f"{self.directory}: holds a run at step {self.checkpoints.steps()[-1]}; pass --resume to go on, or choose another directory"
@@ -201,6 +201,8 @@ class Trainer:
         if taken.accepted:
             self.stream.feedback(taken.numbers)
             self.journal.running.add(taken.numbers)
+        elif taken.loss_scale is not None:
+            self.journal.overflowed(self.step, taken.loss_scale)
         else:
             self.journal.skipped(self.step, taken.numbers, batch)
             self.update.guard.require_hope(self.step, taken.numbers, batch.episode)
@@ -302,6 +304,7 @@ class Trainer:
             "steps": self.step,
             "samples": self.samples,
             "skipped": self.update.guard.skipped,
+            "overflows": self.update.scaler.overflows if self.update.scaler is not None else 0,
             "failed_saves": self.saver.failed,
             **self.journal.last,
             "best": self.best,

@@ -21,7 +21,7 @@ from deftly.training.ema import Ema
 from deftly.training.groups import Groups
 from deftly.training.guard import Guard, TrainingError
 from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
-from deftly.training.precision import autocast
+from deftly.training.precision import LossScaler, autocast
 from deftly.training.state import check_not_saved, copies, load_strictly, saved_tensors
 from deftly.training.step import clip, total_counts
 from deftly.training.tracking import TimeSplit
@@ -35,6 +35,8 @@ class Taken(NamedTuple):
     """Every term, `loss` and `gradient_norm`, over the whole batch of all ranks."""
     accepted: bool
     """Whether the weights were updated."""
+    loss_scale: float | None = None
+    """From here on, where the gradient overflowed float16: a skipped step that is not a bad one."""
 
 
 class Tensors(NamedTuple):
@@ -70,6 +72,7 @@ class Update:
         self.optimizer_names = optimizer_names(self.groups.parts)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ema = Ema(objective, config.ema_decay, objective.not_saved) if config.ema_decay is not None else None
+        self.scaler = LossScaler() if config.precision == "fp16" else None
         self.guard = Guard(objective, config.max_bad_steps, objective.not_saved)
 
     def __call__(self, batch: Batch, clock: Clock) -> Taken:
@@ -81,17 +84,27 @@ class Update:
         values, loss = self._fitting_gradients(batch, clock)
         learning = self.groups.parameters()
         distributed.sum_gradients(learning)
+        if self.scaler is not None:
+            self.scaler.unscale(learning)
         norm = clip(learning, self.config.clip_norm)
         numbers = _read(values, loss, norm)
         self.time.lap("forward_backward")
-        accepted = self.guard.accepts(numbers["loss"], numbers["gradient_norm"])
+        scale = self._scale_after_overflow(numbers)
+        accepted = scale is None and self.guard.accepts(numbers["loss"], numbers["gradient_norm"])
         if accepted:
             set_learning_rates(self.optimizer, self.learning_rates(clock))
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
         self.time.lap("optimizer")
-        return Taken(numbers, accepted)
+        return Taken(numbers, accepted, scale)
+
+    def _scale_after_overflow(self, numbers: dict[str, float]) -> float | None:
+        """The new loss scale, where the old one was too large for this step's gradient."""
+        if self.scaler is None or not self.scaler.overflowed(numbers["loss"], numbers["gradient_norm"]):
+            return None
+        self.guard.restore()
+        return self.scaler.scale
 
     def _find_accumulation(self, batch: Batch, clock: Clock) -> None:
         """Try this batch in ever more parts until one of them fits; leaves no trace. Raises `TrainingError` where none does."""
@@ -158,7 +171,7 @@ class Update:
             with autocast(self.device, self.config.precision):
                 terms = self.objective(part, clock, counts)
             part_loss = torch.stack([term.value * term.weight for term in terms.values() if term.weight]).sum()
-            part_loss.backward()
+            (part_loss if self.scaler is None else self.scaler.scaled(part_loss)).backward()
             loss = loss + part_loss.detach()
             for name, term in terms.items():
                 values[name] = values[name] + term.value.detach() if name in values else term.value.detach()
@@ -192,6 +205,7 @@ class Update:
         return {
             "guard": self.guard.state(),
             "ema_updates": self.ema.updates if self.ema is not None else None,
+            "scaler": self.scaler.state() if self.scaler is not None else None,
             "accumulation": {"configured": self.config.accumulation, "used": self.accumulation},
         }
 
@@ -206,6 +220,8 @@ class Update:
         frozen = {name for name, _ in self.objective.named_parameters()} - set(self.optimizer_names)
         load_optimizer(self.optimizer, self.optimizer_names, tensors.optimizer, frozen)
         self.guard.load_state(state["guard"])
+        if self.scaler is not None and state["scaler"] is not None:  # another precision may be asked for by name when a run goes on
+            self.scaler.load_state(state["scaler"])
         if state["accumulation"]["configured"] == self.config.accumulation:
             self.accumulation = state["accumulation"]["used"]
 
