@@ -124,7 +124,7 @@ class Faint(ToyObjective):
     """A loss so small that its gradients need the scale."""
 
     def forward(self, batch, clock, counts):
-        return {name: Term(term.value * 1e-6) for name, term in super().forward(batch, clock, counts).items()}
+        return {name: Term(term.value * 1e-8) for name, term in super().forward(batch, clock, counts).items()}
 
 
 def test_an_overflow_is_skipped_without_a_trace_and_is_no_bad_step(tmp_path, capsys):
