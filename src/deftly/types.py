@@ -144,11 +144,13 @@ class Mean(NamedTuple):
 class Term:
     """One part of a loss: its sum over this micro-batch divided by the WHOLE batch's count, so that adding micro-batches gives the mean.
 
-    `weight` scales it in the loss that is minimised; 0 means that it is only reported.
+    `weight` scales it in the loss that is minimised; 0 means that it is only reported. `elements` [b k a] is the loss of every action
+    element before masking, where there is such a thing: validation tells it by dimension, step of the chunk, task and robot.
     """
 
     value: Tensor
     weight: float = 1.0
+    elements: Tensor | None = None
 
 
 @dataclass(kw_only=True, slots=True)

@@ -118,7 +118,9 @@ def test_the_learning_rate_of_each_step_is_the_schedules(tmp_path):
     config = small_config(log_every=1, **SILENT)
     make_trainer(tmp_path, config=config, validation=None).fit()
     peak = config.optimizer.learning_rate
-    assert [line["learning_rate"] for line in log_lines(tmp_path)] == [peak * config.schedule.factor(step, 30) for step in range(30)]
+    assert [line["learning_rate"] for line in log_lines(tmp_path) if line["kind"] == "train"] == [
+        peak * config.schedule.factor(step, 30) for step in range(30)
+    ]
 
 
 def test_bf16_trains_with_float32_weights(tmp_path):
@@ -218,7 +220,7 @@ def test_a_step_with_a_non_finite_loss_leaves_no_trace(tmp_path):
     report, accepted, *_ = trainer.update(trainer.stream.next(), Clock(5, 6))
     assert not accepted
     assert math.isnan(report["loss"])
-    trainer.update.guard.load_state({"skipped": 0, "in_a_row": 0})
+    trainer.update.guard.load_state(stopped.update.guard.state())
     trainer.stream.position = 5
     assert fingerprint(trainer) == before  # weights, averages, moments, running statistics
 

@@ -36,7 +36,7 @@ class Imitation(Objective):
 
     def forward(self, batch: Batch, clock: Clock, counts: dict[str, Tensor]) -> dict[str, Term]:
         loss: PolicyLoss = self.policy(batch, clock)
-        terms = {"action": Term((loss.actions * batch.valid_actions()).sum() / counts["action"])}
+        terms = {"action": Term((loss.actions * batch.valid_actions()).sum() / counts["action"], elements=loss.actions)}
         for name, values in loss.regularizers.items():
             terms[name] = Term((values * batch.weight).sum() / counts[name], self.policy.regularizer_weights[name])
         return terms

@@ -48,6 +48,8 @@ class TrainingConfig(Config):
     """Weights of another run to begin with."""
     trackers: tuple[TrackerConfig, ...] = ()
     """Where else the log is shown: it is always in RUN/metrics.jsonl."""
+    spike_threshold: float | None = pydantic.Field(default=20.0, gt=0)
+    """A step whose loss lies this many robust standard deviations above the median of the last ones is skipped; null: none is."""
     log_every: int = pydantic.Field(default=20, gt=0)
     validate_every: int | None = pydantic.Field(default=500, gt=0)
     """Also after the last step; null: only then."""

@@ -1,4 +1,4 @@
-"""The finite guard: a step whose loss or gradient is not finite leaves no trace in the weights, and too many of them end the run."""
+"""The guard: a step whose loss or gradient is not finite, or whose loss is a spike, leaves no trace in the weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deftly.training.spikes import SpikeDetector
 from deftly.training.state import Buffers
+
+NON_FINITE, SPIKE = "non-finite", "spike"
 
 
 class TrainingError(RuntimeError):
@@ -19,10 +22,13 @@ class TrainingError(RuntimeError):
 class Guard:
     """Judges every step before its update, counts the bad ones, and undoes what a bad forward pass did to buffers."""
 
-    def __init__(self, objective: nn.Module, limit: int, not_saved: tuple[str, ...] = ()) -> None:
+    def __init__(self, objective: nn.Module, limit: int, not_saved: tuple[str, ...] = (), spike_threshold: float | None = None) -> None:
         self.limit = limit
+        self.spikes = SpikeDetector(spike_threshold)
         self.skipped = 0
         self.in_a_row = 0
+        self.spikes_in_a_row = 0
+        self.reason = ""  # of the last step that was not accepted
         # Running statistics change in the forward pass, so they are copied before it.
         self.buffers = Buffers(objective, not_saved)
         self.backup = [buffer.clone() for buffer in self.buffers.current()]
@@ -32,10 +38,17 @@ class Guard:
         copy(self.backup, self.buffers.current())
 
     def accepts(self, loss: float, gradient_norm: float) -> bool:
-        """Whether the step may update the weights. If not, it is counted and the buffers are as before it."""
-        if math.isfinite(loss) and math.isfinite(gradient_norm):
-            self.in_a_row = 0
+        """Whether the step may update the weights. If not, it is counted, `reason` says why, and the buffers are as before it."""
+        is_finite = math.isfinite(loss) and math.isfinite(gradient_norm)
+        is_spike = is_finite and self.spikes.judges(loss)
+        self.spikes_in_a_row = self.spikes_in_a_row + 1 if is_spike else 0
+        if self.spikes_in_a_row == self.limit:  # a level that stays is no spike: other data, or another stage of a curriculum
+            self.spikes.forget()
+            is_spike = False
+        if is_finite and not is_spike:
+            self.in_a_row = self.spikes_in_a_row = 0
             return True
+        self.reason = SPIKE if is_spike else NON_FINITE
         self.skipped += 1
         self.in_a_row += 1
         self.restore()
@@ -56,10 +69,17 @@ class Guard:
         )
 
     def state(self) -> dict[str, Any]:
-        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {
+            "skipped": self.skipped,
+            "in_a_row": self.in_a_row,
+            "spikes_in_a_row": self.spikes_in_a_row,
+            "window": self.spikes.state(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        self.spikes_in_a_row = state.get("spikes_in_a_row", 0)  # checkpoints of before there was a detector
+        self.spikes.load_state(state.get("window", ()))
 
 
 @torch.no_grad()

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from deftly.training import distributed
+from deftly.training.detail import Detail
 from deftly.training.display import Display
 from deftly.training.guard import listed
+from deftly.training.locate import MOST_SAMPLES
+from deftly.training.norms import ModuleNorms
 from deftly.training.trackers import Tracker, Trackers
 from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
+from deftly.training.update import Taken
 from deftly.types import Batch
 
 
@@ -36,12 +40,20 @@ class Journal:
             self.trackers.begin(self.metrics.path, self.metrics.truncate(step))
         self.display.begin(step, samples)
 
-    def skipped(self, step: int, numbers: dict[str, float], batch: Batch) -> None:
+    def skipped(self, step: int, taken: Taken, reason: str, batch: Batch) -> None:
         """A step whose update was not applied."""
-        terms, episodes = dict(numbers), listed(batch.episode)
+        terms, episodes = dict(taken.numbers), listed(batch.episode)
         loss, norm = terms.pop("loss"), terms.pop("gradient_norm")
-        self.say(f"WARNING: step {step} skipped: loss {loss}, gradient norm {norm}, episodes {episodes}")
-        self.write({"step": step, "kind": "skipped", "loss": loss, "terms": terms, "gradient_norm": norm, "episodes": episodes})
+        origin = f"; {taken.origin}" if taken.origin is not None else ""
+        self.say(f"WARNING: step {step} skipped ({reason}): loss {loss}, gradient norm {norm}, episodes {episodes}{origin}")
+        line = {"step": step, "kind": "skipped", "reason": reason, "loss": loss, "terms": terms, "gradient_norm": norm}
+        where = {"origin": taken.origin.to_dict()} if taken.origin is not None else {}
+        self.write({**line, "episodes": episodes, "keys": batch.key[:MOST_SAMPLES].tolist(), **where})
+
+    def modules(self, step: int, norms: dict[str, ModuleNorms] | None) -> None:
+        """How large gradients, weights and updates were at one step."""
+        if norms is not None:
+            self.write({"step": step, "kind": "modules", "modules": norms})
 
     def overflowed(self, step: int, loss_scale: float) -> None:
         """A step that was skipped because its gradient, times the loss scale, was too large for float16."""
@@ -59,14 +71,15 @@ class Journal:
         line = {"step": step, "kind": "train", "loss": loss, "terms": means, "gradient_norm": norm, "learning_rate": learning_rate}
         self.write({**line, "samples": samples, "skipped": skipped}, split)
 
-    def validated(self, step: int, loss: float, terms: dict[str, float], best: dict[str, Any] | None) -> None:
-        """The held-out loss; `best` is the best so far, this one included."""
+    def validated(self, step: int, loss: float, terms: dict[str, float], detail: Detail, best: dict[str, Any] | None) -> None:
+        """The held-out loss and where it comes from; `best` is the best so far, this one included."""
         self.last["validation_loss"] = loss
         self.time.lap("validation")
         if best is not None:
             self.display.validated(loss, best["loss"], best["step"])
         is_best = best is not None and best["step"] == step
         self.write({"step": step, "kind": "validation", "loss": loss, "terms": terms, "is_best": is_best})
+        self.write({"step": step, "kind": "detail", **detail.to_dict()})
 
     def write(self, line: dict[str, Any], split: dict[str, float] | None = None) -> None:
         """A line of the log, with the time at its end."""

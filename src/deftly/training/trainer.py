@@ -26,6 +26,7 @@ from deftly.randomness import seed_global
 from deftly.training import distributed, resume, session
 from deftly.training.checkpoint import Checkpoints, Snapshot, WritePolicy
 from deftly.training.config import TrainingConfig
+from deftly.training.detail import Detail
 from deftly.training.journal import Journal
 from deftly.training.lifetime import Interrupt, interruptible
 from deftly.training.precision import autocast, make_deterministic, warning
@@ -204,11 +205,12 @@ class Trainer:
         elif taken.loss_scale is not None:
             self.journal.overflowed(self.step, taken.loss_scale)
         else:
-            self.journal.skipped(self.step, taken.numbers, batch)
+            self.journal.skipped(self.step, taken, self.update.guard.reason, batch)
             self.update.guard.require_hope(self.step, taken.numbers, batch.episode)
         self.journal.display.update(self.step, self.samples, taken.numbers["loss"])
         if self._due(self.config.log_every):
             self.journal.train(self.step, self.samples, rate, self.update.guard.skipped)
+            self.journal.modules(self.step, taken.modules)
         is_best = self._due(self.config.validate_every) and self._validate()
         if self._due(self.config.checkpoint_every) or is_best:
             self._save(final=self._is_over())
@@ -226,11 +228,12 @@ class Trainer:
         seed_global("validation", self.seed)
         with self.update.ema.applied() if self.update.ema is not None else nullcontext():
             precision = autocast(self.device, self.config.precision)
-            loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device)
+            detail = Detail()
+            loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device, detail)
         is_best = math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
         if is_best:
             self.best = {"step": self.step, "loss": loss}
-        self.journal.validated(self.step, loss, terms, self.best)
+        self.journal.validated(self.step, loss, terms, detail, self.best)
         self.early_stop.see(self.step, {"loss": loss, **terms})
         return is_best
 

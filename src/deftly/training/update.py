@@ -19,7 +19,9 @@ from deftly.training import distributed, memory
 from deftly.training.config import TrainingConfig
 from deftly.training.ema import Ema
 from deftly.training.groups import Groups
-from deftly.training.guard import Guard, TrainingError
+from deftly.training.guard import NON_FINITE, Guard, TrainingError
+from deftly.training.locate import Origin, locate
+from deftly.training.norms import ModuleNorms, Norms
 from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
 from deftly.training.precision import LossScaler, autocast
 from deftly.training.state import check_not_saved, copies, load_strictly, saved_tensors
@@ -37,6 +39,10 @@ class Taken(NamedTuple):
     """Whether the weights were updated."""
     loss_scale: float | None = None
     """From here on, where the gradient overflowed float16: a skipped step that is not a bad one."""
+    modules: dict[str, ModuleNorms] | None = None
+    """Norms by module; at logged steps that were accepted."""
+    origin: Origin | None = None
+    """Where a step that is not finite stopped being so."""
 
 
 class Tensors(NamedTuple):
@@ -73,7 +79,8 @@ class Update:
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ema = Ema(objective, config.ema_decay, objective.not_saved) if config.ema_decay is not None else None
         self.scaler = LossScaler() if config.precision == "fp16" else None
-        self.guard = Guard(objective, config.max_bad_steps, objective.not_saved)
+        self.guard = Guard(objective, config.max_bad_steps, objective.not_saved, config.spike_threshold)
+        self.norms = Norms(objective, objective.not_saved)
 
     def __call__(self, batch: Batch, clock: Clock) -> Taken:
         """Forward, backward and, where everything is finite, the update of step `clock.step`."""
@@ -86,6 +93,9 @@ class Update:
         distributed.sum_gradients(learning)
         if self.scaler is not None:
             self.scaler.unscale(learning)
+        is_logged = (clock.step + 1) % self.config.log_every == 0 or clock.step + 1 == clock.total
+        if is_logged:
+            self.norms.remember()
         norm = clip(learning, self.config.clip_norm)
         numbers = _read(values, loss, norm)
         self.time.lap("forward_backward")
@@ -96,8 +106,11 @@ class Update:
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
+        modules = self.norms.measure() if is_logged else None
+        is_bad = scale is None and not accepted
+        origin = self._locate(batch, clock) if is_bad and self.guard.reason == NON_FINITE else None
         self.time.lap("optimizer")
-        return Taken(numbers, accepted, scale)
+        return Taken(numbers, accepted, scale, modules if accepted else None, origin)
 
     def _scale_after_overflow(self, numbers: dict[str, float]) -> float | None:
         """The new loss scale, where the old one was too large for this step's gradient."""
@@ -105,6 +118,14 @@ class Update:
             return None
         self.guard.restore()
         return self.scaler.scale
+
+    def _locate(self, batch: Batch, clock: Clock) -> Origin:
+        """Replay a step that was not finite, and leave no trace of that either."""
+        assert self.accumulation is not None
+        self.optimizer.zero_grad(set_to_none=True)
+        origin = locate(self.objective, batch, self.accumulation, lambda: self._gradients(batch, clock, self.accumulation or 1))
+        self._forget()
+        return origin
 
     def _find_accumulation(self, batch: Batch, clock: Clock) -> None:
         """Try this batch in ever more parts until one of them fits; leaves no trace. Raises `TrainingError` where none does."""

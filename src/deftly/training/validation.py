@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
+from deftly.training.detail import Detail
+from deftly.training.units import watching_units
 from deftly.types import Batch, Clock, DataError, Mean, Objective
 
 
@@ -25,20 +27,29 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def validate(
-    objective: Objective, batches: Iterable[Batch], total: int, precision: AbstractContextManager[object], device: torch.device
+    objective: Objective,
+    batches: Iterable[Batch],
+    total: int,
+    precision: AbstractContextManager[object],
+    device: torch.device,
+    detail: Detail | None = None,
 ) -> tuple[float, dict[str, float]]:
     """The loss and every term, as means over the valid elements of all batches; raises `DataError` when there is none.
+
+    `detail` is filled with where the loss comes from, and with the units that never vary.
 
     The clock always stands at the end (`total` of `total`): a term whose weight follows the clock is then the same measure all along.
     """
     clock = Clock(total, total)
     means: dict[str, Mean] = {}
     weights: dict[str, float] = {}
-    with evaluating(objective), precision:
+    with evaluating(objective), precision, watching_units(objective) as units:
         for batch in batches:
             batch = batch.to(device)
             counts = objective.counts(batch)
             terms = objective(batch, clock, counts)
+            if detail is not None:
+                detail.add(batch, terms)
             for name, term in terms.items():
                 # A term without a count of its own is a plain mean over samples.
                 count = float(counts[name]) if name in counts else float(len(batch))
@@ -47,5 +58,7 @@ def validate(
                 weights[name] = term.weight
     if not means:
         raise DataError("validation: no held-out sample has a valid element; give a larger validation_fraction, or set it to 0")
+    if detail is not None:
+        detail.dead = units.dead()
     values = {name: mean.value for name, mean in means.items()}
     return sum(weights[name] * value for name, value in values.items() if weights[name]), values

@@ -1,0 +1,97 @@
+"""Where a held-out loss comes from: which action dimension, which step of the chunk, which task, which robot.
+
+An objective takes part by giving a `Term` its `elements`, the loss of every action element before it is summed up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deftly.types import Batch, Mean, Term
+
+MOST_TASKS = 64  # that a line lists: those with the largest loss
+
+
+class Sums:
+    """Of one term: weighted sums by dimension and by step, and means by task, robot and episode."""
+
+    def __init__(self) -> None:
+        self.by: dict[str, dict[int, Mean]] = {name: defaultdict(lambda: Mean(0.0, 0.0)) for name in ("task", "embodiment", "episode")}
+        self.total: dict[str, Tensor] = {}
+
+    def add(self, elements: Tensor, batch: Batch) -> None:
+        """`elements` [b k a], the loss of every action element."""
+        valid = batch.valid_actions().double()
+        loss = elements.double() * valid
+        assert batch.actions is not None
+        action = torch.where(valid > 0, batch.actions.double(), 0.0)
+        parts = {
+            "dimension": loss.sum((0, 1)),
+            "dimension_count": valid.sum((0, 1)),
+            "horizon": loss.sum((0, 2)),
+            "horizon_count": valid.sum((0, 2)),
+            "first": (action * valid).sum((0, 1)),
+            "second": (action.square() * valid).sum((0, 1)),
+        }
+        for name, value in parts.items():
+            self.total[name] = self.total[name] + value if name in self.total else value
+        sums, counts = torch.stack([loss.sum((1, 2)), valid.sum((1, 2))]).tolist()
+        for name, means in self.by.items():
+            for number, total, count in zip(getattr(batch, name).tolist(), sums, counts, strict=True):
+                means[number] += Mean(total, count)
+
+    def to_dict(self) -> dict[str, Any]:
+        total = {name: value.cpu() for name, value in self.total.items()}
+        count = total["dimension_count"]
+        spread = (total["second"] / count - (total["first"] / count).square()).clamp(min=0).sqrt()
+        episodes = [mean.value for mean in self.by["episode"].values() if mean.count]
+        found = {
+            "dimension": (total["dimension"] / count).tolist(),
+            "spread": spread.tolist(),
+            "horizon": (total["horizon"] / total["horizon_count"]).tolist(),
+            "task": named(self.by["task"]),
+            "standard_error": standard_error(episodes),
+        }
+        return {**found, **({"embodiment": named(self.by["embodiment"])} if len(self.by["embodiment"]) > 1 else {})}
+
+
+class Detail:
+    """Filled batch by batch during a validation."""
+
+    def __init__(self) -> None:
+        self.terms: dict[str, Sums] = {}
+        self.samples = 0
+        self.episodes: set[int] = set()
+        self.dead: dict[str, float] = {}
+
+    def add(self, batch: Batch, terms: dict[str, Term]) -> None:
+        self.samples += len(batch)
+        self.episodes.update(batch.episode.tolist())
+        for name, term in terms.items():
+            if term.elements is not None:
+                self.terms.setdefault(name, Sums()).add(term.elements.detach(), batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means over valid elements. `spread` is the standard deviation of each action dimension, in the units of the batch;
+        `standard_error` that of the mean over episodes; `dead` the share of units that do not vary, of modules that have any."""
+        terms = {name: sums.to_dict() for name, sums in self.terms.items()}
+        return {"samples": self.samples, "episodes": len(self.episodes), "terms": terms, "dead": self.dead}
+
+
+def named(means: dict[int, Mean]) -> dict[str, float]:
+    """The largest, by number as JSON has it."""
+    values = sorted(((mean.value, number) for number, mean in means.items() if mean.count), reverse=True)[:MOST_TASKS]
+    return {str(number): value for value, number in sorted(values, key=lambda item: item[1])}
+
+
+def standard_error(values: list[float]) -> float | None:
+    """Of the mean of independent values; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))

@@ -1,0 +1,99 @@
+"""How large gradients, weights and updates are, module by module: measured at logged steps, from what the step holds anyway.
+
+Nothing is changed. The weights are copied before the optimizer's step and compared after it; the numbers reach the host in one transfer.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+MOST_GROUPS = 32  # what a person still reads
+
+
+class ModuleNorms(TypedDict):
+    """Of one group of parameters. `None` stands for what is not there, or is not finite."""
+
+    gradient: float | None
+    """Norm before clipping; None where no parameter has a gradient."""
+    weight: float
+    """Norm before the update."""
+    update: float | None
+    """Norm of what the optimizer added; None where everything is frozen."""
+    ratio: float | None
+    """update / weight; None where the weight is 0."""
+    size: int
+    """Parameters, frozen ones included."""
+
+
+class Norms:
+    """`remember` between backward and clipping, `measure` after the optimizer's step."""
+
+    def __init__(self, objective: nn.Module, not_saved: tuple[str, ...] = ()) -> None:
+        self.groups = group(objective, not_saved)
+        self.parameters = [parameter for members in self.groups.values() for parameter in members]
+        self._gradients: list[Tensor] = []
+        self._weights: list[Tensor] = []
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Gradients as they are before clipping, weights as they are before the update. Never waits for the device."""
+        self._gradients = norms([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        self._weights = [parameter.detach().clone() for parameter in self.parameters if parameter.requires_grad]
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, ModuleNorms]:
+        """The norms of this step; forgets what was remembered."""
+        learning = [parameter for parameter in self.parameters if parameter.requires_grad]
+        changes = [parameter - weight for parameter, weight in zip(learning, self._weights, strict=True)]
+        has_gradient = [parameter.grad is not None for parameter in self.parameters]
+        weights = iter(self._weights)
+        before = [next(weights) if parameter.requires_grad else parameter.detach() for parameter in self.parameters]
+        values = iter(torch.stack([value.double() for value in (*self._gradients, *norms(before), *norms(changes))]).tolist())
+        gradient = [next(values) if there else None for there in has_gradient]
+        weight = [next(values) for _ in self.parameters]
+        update = [next(values) if parameter.requires_grad else None for parameter in self.parameters]
+        self._gradients, self._weights = [], []
+        found, start = {}, 0
+        for name, members in self.groups.items():
+            part = slice(start, start := start + len(members))
+            found[name] = of_group(gradient[part], weight[part], update[part], sum(parameter.numel() for parameter in members))
+        return found
+
+
+def of_group(gradient: list[float | None], weight: list[float], update: list[float | None], size: int) -> ModuleNorms:
+    """The norms of several tensors taken as one."""
+    whole, change = together(weight), together(update)
+    ratio = change / whole if change is not None and whole else None
+    return ModuleNorms(gradient=together(gradient), weight=whole or 0.0, update=change, ratio=ratio, size=size)
+
+
+def together(values: list[float | None] | list[float]) -> float | None:
+    """The norm of tensors with these norms; None for none, and for what is not finite."""
+    known = [value for value in values if value is not None]
+    norm = math.hypot(*known) if known else math.nan
+    return norm if math.isfinite(norm) else None
+
+
+def norms(tensors: list[Tensor]) -> list[Tensor]:
+    """The norm of each, in a few kernels for all of them; of a sharded tensor, that of the whole."""
+    found = torch._foreach_norm(tensors) if tensors else []  # pyright: ignore[reportPrivateImportUsage]
+    return [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found]
+
+
+def group(module: nn.Module, not_saved: tuple[str, ...] = (), most: int = MOST_GROUPS) -> dict[str, list[nn.Parameter]]:
+    """The parameters by module: cut at the greatest depth of names that gives at most `most` groups, in the order of the modules."""
+    prefixes = tuple(f"{name}." for name in not_saved)
+    owners = [(name.split(".")[:-1] or [name], value) for name, value in module.named_parameters() if not name.startswith(prefixes)]
+    deepest = max((len(owner) for owner, _ in owners), default=1)
+    for depth in range(deepest, 0, -1):
+        groups: dict[str, list[nn.Parameter]] = {}
+        for owner, parameter in owners:
+            groups.setdefault(".".join(owner[:depth]), []).append(parameter)
+        if len(groups) <= most or depth == 1:
+            return groups
+    return {}
