@@ -94,9 +94,11 @@ def test_while_it_hopes_it_changes_nothing(tmp_path):
     assert weights[0] == weights[1]
 
 
-@guards("training.early_stop.blind", "training.early_stop.never_looks")
+@guards("training.early_stop.blind", "training.early_stop.never_looks", "training.early_stop.not_measured")
 def test_a_setting_that_could_never_act_is_refused(tmp_path):
     with pytest.raises(UsageError, match="needs held-out episodes"):
         make_trainer(tmp_path, config=small_config(early_stop=EarlyStopConfig()), validation=None)
     with pytest.raises(UsageError, match="set validate_every"):
         TrainingConfig.parse({"early_stop": {}, "validate_every": None}, "run.json")
+    with pytest.raises(UsageError, match="not measured"):
+        TrainingConfig.parse({"early_stop": {"metric": "action_accuracy"}, "measures": {"action_tolerance": None}}, "run.json")

@@ -9,6 +9,7 @@ import torch
 
 from deftly.config import Config
 from deftly.training.groups import Group
+from deftly.training.measures import MeasuresConfig
 from deftly.training.optim import AdamWConfig
 from deftly.training.precision import native_bf16
 from deftly.training.schedule import ScheduleConfig, WarmupCosineConfig
@@ -53,6 +54,8 @@ class TrainingConfig(Config):
     log_every: int = pydantic.Field(default=20, gt=0)
     validate_every: int | None = pydantic.Field(default=500, gt=0)
     """Also after the last step; null: only then."""
+    measures: MeasuresConfig = MeasuresConfig()
+    """What validation measures beside the loss."""
     early_stop: EarlyStopConfig | None = None
     """End when held-out episodes are not handled better for a while; null: train to the last step."""
     checkpoint_every: int | None = pydantic.Field(default=1000, gt=0)
@@ -76,6 +79,9 @@ class TrainingConfig(Config):
     def check_early_stop(self) -> TrainingConfig:
         if self.early_stop is not None and self.validate_every is None:  # guard: training.early_stop.never_looks
             raise ValueError("early_stop counts validations: set validate_every, or leave early_stop out")
+        watches = self.early_stop is not None and self.early_stop.metric == "action_accuracy"
+        if watches and self.measures.action_tolerance is None:  # guard: training.early_stop.not_measured
+            raise ValueError("early_stop watches action_accuracy, which is not measured: set measures.action_tolerance")
         return self
 
     def resolve(self, device: torch.device | str) -> TrainingConfig:

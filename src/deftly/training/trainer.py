@@ -29,6 +29,7 @@ from deftly.training.config import TrainingConfig
 from deftly.training.detail import Detail
 from deftly.training.journal import Journal
 from deftly.training.lifetime import Interrupt, interruptible
+from deftly.training.measures import Measures
 from deftly.training.precision import autocast, make_deterministic, warning
 from deftly.training.resume import shortened
 from deftly.training.saver import Saver
@@ -228,8 +229,8 @@ class Trainer:
         seed_global("validation", self.seed)
         with self.update.ema.applied() if self.update.ema is not None else nullcontext():
             precision = autocast(self.device, self.config.precision)
-            detail = Detail()
-            loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device, detail)
+            detail, measures = Detail(), Measures(self.config.measures, self.objective)
+            loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device, detail, measures)
         is_best = math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
         if is_best:
             self.best = {"step": self.step, "loss": loss}

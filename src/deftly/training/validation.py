@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deftly.training.detail import Detail
+from deftly.training.measures import Measures
 from deftly.training.units import watching_units
 from deftly.types import Batch, Clock, DataError, Mean, Objective
 
@@ -33,16 +34,18 @@ def validate(
     precision: AbstractContextManager[object],
     device: torch.device,
     detail: Detail | None = None,
+    measures: Measures | None = None,
 ) -> tuple[float, dict[str, float]]:
     """The loss and every term, as means over the valid elements of all batches; raises `DataError` when there is none.
 
-    `detail` is filled with where the loss comes from, and with the units that never vary.
+    `detail` is filled with where the loss comes from, and with the units that never vary; what `measures` finds stands among the terms.
 
     The clock always stands at the end (`total` of `total`): a term whose weight follows the clock is then the same measure all along.
     """
     clock = Clock(total, total)
     means: dict[str, Mean] = {}
     weights: dict[str, float] = {}
+    measured: dict[str, Mean] = {}
     with evaluating(objective), precision, watching_units(objective) as units:
         for batch in batches:
             batch = batch.to(device)
@@ -56,9 +59,12 @@ def validate(
                 if count:
                     means[name] = means.get(name, Mean(0.0, 0.0)) + Mean(float(term.value) * count, count)
                 weights[name] = term.weight
+            for name, mean in measures(batch, clock).items() if measures is not None else ():
+                measured[name] = measured.get(name, Mean(0.0, 0.0)) + mean
     if not means:
         raise DataError("validation: no held-out sample has a valid element; give a larger validation_fraction, or set it to 0")
     if detail is not None:
         detail.dead = units.dead()
     values = {name: mean.value for name, mean in means.items()}
-    return sum(weights[name] * value for name, value in values.items() if weights[name]), values
+    loss = sum(weights[name] * value for name, value in values.items() if weights[name])
+    return loss, {**{name: mean.value for name, mean in measured.items() if mean.count}, **values}
