@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -251,3 +252,10 @@ def inside(root: Path, name: str) -> Path:
     if os.path.isabs(name) or not path.resolve().is_relative_to(root.resolve()):  # guard: storage.inside
         raise DataError(f"{root}: the name {name!r} leads outside of the directory")
     return path
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what processes that were killed inside `write_bytes` left in a directory; for who holds the lock under which it is written."""
+    for leftover in directory.glob(".*.tmp"):
+        if re.fullmatch(r"\..+\.\d+\.tmp", leftover.name) and leftover.is_file():
+            leftover.unlink(missing_ok=True)

@@ -90,8 +90,21 @@ def test_resuming_goes_on_where_the_run_lies(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(run.to_json())
     assert default_directory(str(tmp_path), run, resume=True) == default_directory(str(tmp_path / "run.json"), run, resume=True) == tmp_path
     assert default_directory(str(tmp_path), run, resume=False) == default_directory("demo", run, resume=True) == Path("runs/demo")
-    with pytest.raises(UsageError, match="there is no run in"):
-        main(["imitate", "--resume", "--out", str(tmp_path / "nowhere")])
+
+
+def test_the_same_command_starts_and_restarts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dataset(tmp_path / "data", lengths=(6, 7, 6))
+    flags = ["--data.path", str(tmp_path / "data"), "--training.steps", "2", "--data.validation-fraction", "0"]
+    again = ["imitate", "--small", "--resume", "--out", str(tmp_path / "run"), "--device", "cpu", *flags]
+    with pytest.raises(UsageError, match="no run in .* that could change"):
+        main([*again, "--allow-change", "training.steps"])
+    assert not (tmp_path / "run").exists()
+    main(again)
+    assert f"there is no run in {tmp_path / 'run'} yet, so it begins at its first step" in capsys.readouterr().err
+    main(again)
+    printed = capsys.readouterr().err
+    assert "resuming at step 2 of 2" in printed
+    assert "no run" not in printed
 
 
 def test_small_without_effect_is_refused(tmp_path: Path) -> None:

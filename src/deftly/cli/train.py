@@ -27,6 +27,7 @@ USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--
                   [--resume --allow-change FIELD ...] [--track tensorboard|wandb|wandb:online ...]
   NAME is a recipe ({recipes}), a run directory or its run.json, or my.py:recipe, which is your own code
   --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16
+  --resume goes on with the run in DIR, and begins one where there is none: the same command starts and restarts
   --allow-change FIELD lets a resumed run go on with another value: training.steps, a whole part such as training, or dataset
   --track shows the log, which is always in metrics.jsonl, elsewhere too; a resumed run may change that
   `deftly train NAME --fields` lists every field with its value"""
@@ -57,10 +58,13 @@ def main(arguments: list[str]) -> None:
     if own.track:
         run = run.replace(training=run.training.replace(trackers=tuple(TRACKERS[name] for name in own.track)))
     directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
-    if own.resume and not directory.exists():
-        raise UsageError(f"--resume: there is no run in {directory}; give the run's directory as --out, or leave --resume out to start it")
-    if own.allow_change and not own.resume and (run.training.start.path is None or run.training.start.weights):
-        raise UsageError("--allow-change is for a run that goes on: add --resume, or name the run that goes on in --training.start.path")
+    if own.allow_change and (run.training.start.path is None or run.training.start.weights):
+        if not own.resume:
+            raise UsageError("--allow-change is for a run that goes on: add --resume, or name the run that goes on in --training.start.path")
+        if not directory.exists():
+            raise UsageError(f"--allow-change: there is no run in {directory} that could change; give the run's directory as --out")
+    if own.resume and not directory.exists():  # the first time of a command that is repeated until it succeeds
+        print(f"--resume: there is no run in {directory} yet, so it begins at its first step", file=sys.stderr)
     print_summary(train(run, directory, resume=own.resume, device=own.device, allow_change=own.allow_change), directory)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import os
 import signal
 import threading
@@ -23,6 +22,7 @@ from deftly.types import DataError, UsageError
 
 PARENT_CHECK_S = 1.0
 STALLED_S = 300.0  # processes that live and give nothing for so long: a disk that hangs, a stopped process
+LOOKS = 20  # at a wait, in so long
 
 
 class WorkerError(RuntimeError):
@@ -43,7 +43,8 @@ class Workers:
         self.source, self.count, self.step = source, count, step
         self._next = start
         self._results: Iterator[Any] | None = None
-        self._asked = math.inf  # when `next` began to wait
+        self._waits = 0  # calls of `next` that have begun to wait
+        self._is_waiting = self._is_stalled = False
 
     def next(self) -> dict[str, torch.Tensor]:
         """The next job's result. Raises what the job raised, and `WorkerError` when a process died."""
@@ -56,26 +57,23 @@ class Workers:
             if self._results is None:
                 self._results = self._start()
                 threading.Thread(target=_watch, args=(weakref.ref(self), weakref.ref(self._results)), daemon=True).start()
-            self._asked = time.monotonic()
+            self._waits, self._is_waiting = self._waits + 1, True
             result = next(self._results)
-            self._asked = math.inf
         except (RuntimeError, OSError, EOFError) as error:  # the last two: it died while it was handing a result over
             if str(error).startswith("Caught "):  # raised in the worker, which is well
                 raise
-            waited = time.monotonic() - self._asked
+            is_stalled = self._is_stalled
             self.close()
-            if waited > STALLED_S:
+            if is_stalled:
                 remedy = "the disk that it reads may hang, or the process was stopped: see to it, then resume"
                 raise WorkerError(f"a data worker process gave nothing for {STALLED_S:g} s; {remedy}") from None
             what = f"a data worker process died ({' '.join(str(error).split()) or type(error).__name__})"
             raise WorkerError(f"{what}; most often memory ran out: lower `workers` or `batch_size`, then resume") from None
+        finally:
+            self._is_waiting = False
         if isinstance(result, Refusal):
             raise result.kind(result.message)
         return result
-
-    def stalled(self) -> bool:
-        """Whether `next` has waited for too long."""
-        return time.monotonic() - self._asked > STALLED_S
 
     def kill(self) -> None:
         """End the processes, stopped ones too; from any thread. One that waits for them in `next` gets a `WorkerError`."""
@@ -87,7 +85,7 @@ class Workers:
         self.kill()
         if isinstance(self._results, _MultiProcessingDataLoaderIter):
             _forget_processes(self._results)
-        self._results, self._asked = None, math.inf
+        self._results, self._is_waiting, self._is_stalled = None, False, False
 
     def _start(self) -> Iterator[Any]:
         """The generator keeps torch from drawing the workers' seeds from the global one."""
@@ -119,12 +117,19 @@ def _forget_processes(results: _MultiProcessingDataLoaderIter) -> None:
 
 def _watch(owner: weakref.ref[Workers], results: weakref.ref[Iterator[Any]]) -> None:
     """Kill processes that live and give nothing, which is an error where they are waited for. torch's own time limit does not hold while
-    it fetches the memory that a stopped process has announced."""
+    it fetches the memory that a stopped process has announced.
+
+    Looks are counted, and no clock is read: a run that was stopped as a whole (Ctrl-Z, a suspended job) goes on after any time.
+    """
+    wait, looks = 0, 0
     while (workers := owner()) is not None and workers._results is results() is not None:
-        if workers.stalled():
+        looks = looks + 1 if workers._is_waiting and workers._waits == wait else 0
+        wait = workers._waits
+        if looks > LOOKS:
+            workers._is_stalled = True
             workers.kill()
         del workers
-        time.sleep(STALLED_S / 20)
+        time.sleep(STALLED_S / LOOKS)
 
 
 class Jobs:

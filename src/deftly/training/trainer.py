@@ -162,6 +162,7 @@ class Trainer:
     def _prepare_directory(self, wants_resume: bool) -> None:
         """Clear what a crash left, and refuse what cannot be begun here."""
         if self.is_main:
+            storage.remove_temporaries(self.directory)
             self.checkpoints.sweep(self.journal.say)
             self.checkpoints.require_space(self.plan()["checkpoint_bytes"])
         if text := warning(self.device, self.config.precision):
