@@ -4,6 +4,8 @@
 #   make check    ruff, pyright, the layer rules
 #   make test     what CI runs
 #   make proof    the slow evidence: kill matrices, other people's readers
+#   make proof-kill   trains 21 runs that are killed 40 times, as the real command; each must end in the bits of one that was not
+#   make soak     the same with 200 kills
 #   make mutants  disables each guard: its test must fail
 #   make bench-data   the data engine beside lerobot, measured in one run -> docs/benchmarks.md
 
@@ -24,8 +26,9 @@ TORCH_INDEX ?= $(shell if [ "$$(uname -s)" = Linux ] && [ ! -e /dev/nvidiactl ] 
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n > 8 ? 8 : n)))
 DEMO_FLAGS ?=
 BENCH_FLAGS ?=
+KILL_FLAGS ?=
 
-.PHONY: help setup demo check test proof mutants bench-data clean
+.PHONY: help setup demo check test proof proof-kill soak mutants bench-data clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -58,6 +61,12 @@ test: setup
 proof: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) -m slow --durations=10
 	scripts/judge_lerobot.sh
+
+proof-kill: setup
+	$(BIN)/python tests/killing.py $(KILL_FLAGS)
+
+soak: setup
+	$(BIN)/python tests/killing.py --chains 10 --singles 0 $(KILL_FLAGS)
 
 mutants: setup
 	$(BIN)/python scripts/mutants.py --jobs $(JOBS)

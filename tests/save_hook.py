@@ -67,7 +67,7 @@ class Hooked:
                 self._note({"step": self.step, "operations": self.count_here, "digests": digests(path)})
             return path
 
-        Checkpoints.save = saved
+        setattr(Checkpoints, "save", saved)  # noqa: B010
 
     def _watched(self, real: Callable[..., Any], name: str) -> Callable[..., Any]:
         def watched(*given: Any, **named: Any) -> Any:
@@ -82,7 +82,7 @@ class Hooked:
                 with contextlib.suppress(OSError):  # such as unlinking what is not there
                     real(*given, **named)
                 if self.hook.how == "torn" and name == "save_file":
-                    os.truncate(given[1], Path(given[1]).stat().st_size // 2)
+                    os.truncate(path := Path(given[-1]), path.stat().st_size // 2)
             self._die(f"{self.hook.how} {name} {named_path(given)}")
 
         return watched

@@ -96,7 +96,7 @@ def test_the_same_command_starts_and_restarts(tmp_path: Path, capsys: pytest.Cap
     write_dataset(tmp_path / "data", lengths=(6, 7, 6))
     flags = ["--data.path", str(tmp_path / "data"), "--training.steps", "2", "--data.validation-fraction", "0"]
     again = ["imitate", "--small", "--resume", "--out", str(tmp_path / "run"), "--device", "cpu", *flags]
-    with pytest.raises(UsageError, match="no run in .* that could change"):
+    with pytest.raises(UsageError, match=r"no run in .* that could change"):
         main([*again, "--allow-change", "training.steps"])
     assert not (tmp_path / "run").exists()
     main(again)

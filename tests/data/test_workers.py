@@ -81,3 +81,37 @@ def test_a_refusal_survives_the_way_between_processes():
     assert isinstance(refusal, Refusal)
     assert (refusal.kind, refusal.message) == (DataError, "frame 9 is broken")
     assert Refusal(UsageError("x")).kind is UsageError
+
+
+class Slow:
+    """A source that is always waited for."""
+
+    def __getitem__(self, job: int) -> dict[str, torch.Tensor]:
+        time.sleep(0.2)
+        return {"job": torch.tensor(job)}
+
+
+def test_t17_a_run_that_was_stopped_as_a_whole_has_waited_for_nothing(monkeypatch):
+    """Ctrl-Z, or a batch system that suspends a job: however long it takes, nobody stalled."""
+    monkeypatch.setattr("deftly.data.workers.STALLED_S", 0.8)
+    read, write = os.pipe()
+    run = os.fork()
+    if run == 0:
+        os.setpgid(0, 0)
+        workers, found = Workers(Slow(), 0, 1, 1), b"!"
+        try:
+            for job in range(6):
+                assert int(workers.next()["job"]) == job
+                os.write(write, b".")
+        except Exception as error:
+            found = str(error).encode()
+        os.write(write, found)
+        os._exit(0)
+    assert os.read(read, 1) == b"."
+    os.killpg(run, signal.SIGSTOP)
+    time.sleep(1.5)
+    os.killpg(run, signal.SIGCONT)
+    os.close(write)
+    os.waitpid(run, 0)
+    assert os.read(read, 500) == b"." * 5 + b"!"
+    os.close(read)

@@ -115,6 +115,16 @@ def test_resume_without_a_checkpoint_begins_at_the_beginning(tmp_path, uninterru
     assert (fingerprint(trainer), log_lines(tmp_path)) == uninterrupted
 
 
+def test_what_a_kill_left_of_a_small_file_is_removed(tmp_path):
+    """Killed between a temporary file and its name; what is named otherwise is not ours."""
+    leftover, other = tmp_path / ".metrics.jsonl.4711.tmp", tmp_path / ".notes.tmp"
+    for path in (leftover, other):
+        path.write_text("half")
+    make_trainer(tmp_path, config=small_config(steps=1)).fit()
+    assert not leftover.exists()
+    assert other.exists()
+
+
 def test_a_finished_run_resumes_to_its_summary(tmp_path):
     first = make_trainer(tmp_path, config=config(), stream=stream())
     expected = first.fit()

@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> None:
     directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
     if own.allow_change and (run.training.start.path is None or run.training.start.weights):
         if not own.resume:
-            raise UsageError("--allow-change is for a run that goes on: add --resume, or name the run that goes on in --training.start.path")
+            raise UsageError(
+                "--allow-change is for a run that goes on: add --resume, or name the run that goes on in --training.start.path"
+            )
         if not directory.exists():
             raise UsageError(f"--allow-change: there is no run in {directory} that could change; give the run's directory as --out")
     if own.resume and not directory.exists():  # the first time of a command that is repeated until it succeeds
