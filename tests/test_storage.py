@@ -325,3 +325,74 @@ def test_a_forked_child_does_not_keep_the_lock_of_a_killed_process(tmp_path):
             pass
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+# What crashes leave ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_was_about_to_be_replaced_comes_back(tmp_path, monkeypatch):
+    target = tmp_path / "step[1]"
+    storage.commit(target, fill("old"), {})
+    with monkeypatch.context() as patch:
+        crash_at(patch, "replace", 2, after=True)  # its manifest, then itself
+        with pytest.raises(Crash):
+            storage.commit(target, fill("new"), {})
+    (tmp_path / f".{target.name}.1.old").mkdir()  # of a process before, half deleted
+    assert not target.exists()
+    for _ in range(2):
+        storage.recover(target)
+        assert storage.verify(target)
+        assert (target / "b.txt").read_text() == "oldold"
+        assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_rename_that_is_refused_leaves_the_old_one_in_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "step"
+    storage.commit(target, fill("old"), {})
+    real, seen = os.replace, []
+
+    def replace(source, destination):
+        seen.append(destination)
+        if len(seen) == 3:  # manifest, old one aside, new one in its place
+            raise OSError(5, "Input/output error")
+        real(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        with pytest.raises(OSError, match="Input/output"):
+            storage.commit(target, fill("new"), {})
+    assert (target / "b.txt").read_text() == "oldold"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_last_line_with_zeros_is_what_a_crash_leaves_and_one_elsewhere_is_damage(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\n\0\0\0\0 2}\n')
+    assert list(storage.read_lines(path)) == [{"a": 1}]
+    storage.mend_lines(path)
+    assert path.read_bytes() == b'{"a": 1}\n'
+    path.write_bytes(b'\0\0\0\0 1}\n{"a": 2}\n')
+    storage.mend_lines(path)
+    with pytest.raises(DataError, match=r"log\.jsonl:1: not valid JSON"):
+        list(storage.read_lines(path))
+
+
+def test_a_file_that_is_not_listed_is_no_fault_and_may_not_be_read(tmp_path):
+    storage.commit(tmp_path / "step", fill("one"), {})
+    (tmp_path / "step" / ".DS_Store").touch()
+    manifest = storage.verify(tmp_path / "step")
+    storage.require_listed(tmp_path / "step", manifest, ["b.txt", "sub/a.txt"])
+    with pytest.raises(DataError, match=r"\.DS_Store: not listed in manifest\.json"):
+        storage.require_listed(tmp_path / "step", manifest, ["b.txt", ".DS_Store"])
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "b.txt/c", "loop"])
+def test_names_that_no_disk_can_have_are_bad_data(tmp_path, name: str):
+    storage.commit(tmp_path / "step", fill("one"), {})
+    (tmp_path / "step" / "loop").symlink_to("loop")
+    (tmp_path / "step" / "manifest.json").write_text(json.dumps({"files": {name: {"bytes": 1, "sha256": ""}}}))
+    with pytest.raises(DataError) as caught:
+        storage.verify(tmp_path / "step")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600 + len(str(tmp_path))
+    assert not storage.is_whole(tmp_path / "step")

@@ -90,9 +90,7 @@ def load(path: Path, device: torch.device | str = "cpu", robot: str | None = Non
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
         raise DataError(f"{directory}: policy format {version}, this deftly reads {FORMAT_VERSION}; load it with the version that wrote it")
-    for name in FILES:
-        if name not in manifest["files"]:
-            raise DataError(f"{directory / name}: not listed in {storage.MANIFEST}; the policy is incomplete, use an earlier one")
+    storage.require_listed(directory, manifest, FILES)
     try:
         contract = Contract.load(directory / CONTRACT)
         others = _read_robots(directory / ROBOTS) if ROBOTS in manifest["files"] else {}

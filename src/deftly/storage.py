@@ -7,6 +7,7 @@ A file appears whole or not at all: temp file in the same directory, fsync, rena
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from deftly.types import DataError, UsageError
 
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 256 << 20
+MAX_MANIFEST_BYTES = 8 << 20  # brackets alone become twenty times as many bytes of Python
 _held: set[int] = set()  # descriptors of the locks of this process
 
 
@@ -42,7 +44,7 @@ def lock(path: Path, *, wait: bool, who: str = "process", remedy: str = "wait fo
 
     While another one holds it, `wait` waits, and otherwise a `UsageError` says which `who` it is and what to do about it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     descriptor, owner_pid = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), os.getpid()
     _held.add(descriptor)  # before the lock is ours: a child of that moment must not keep it either
     try:
@@ -69,9 +71,20 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents durably: what is synced below a name that a crash can take away is lost with it."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync_directory(folder.parent)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file durably: after a crash at any moment it holds the old bytes or the new ones."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -93,14 +106,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """JSON from a file; a one-line `DataError` when it is missing, huge or broken."""
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
+    """JSON from a file; a one-line `DataError` when it is missing, broken, or has more than `most` bytes."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):  # guard: storage.regular
             raise DataError(f"{path}: not a plain file, so it is not read")
-        if about.st_size > MAX_JSON_BYTES:
-            raise DataError(f"{path}: {about.st_size} bytes of JSON is more than {MAX_JSON_BYTES}")
+        if about.st_size > min(most, MAX_JSON_BYTES):  # guard: storage.json_size
+            raise DataError(f"{path}: {about.st_size} bytes of JSON is more than {min(most, MAX_JSON_BYTES)}")
         return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: missing") from None
@@ -152,20 +165,27 @@ def sync_file(path: Path) -> None:
 
 
 def read_lines(path: Path, *, drop_torn: bool = True) -> Iterator[Any]:
-    """The JSON lines of a file. A last line without its newline is dropped, as a crash of `append_line` leaves it; without `drop_torn`,
-    which is for files of others, it counts. A broken line elsewhere is an error."""
+    """The JSON lines of a file. A last line that a crash of `append_line` left (`is_torn`) is dropped; without `drop_torn`, which is for
+    files of others, it counts. A broken line elsewhere is an error."""
     if not path.exists():
         return
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        at = 0
         for number, line in enumerate(file, 1):
-            is_torn = not line.endswith(b"\n")
-            if is_torn and drop_torn:
+            at += len(line)
+            if drop_torn and at >= size and is_torn(line):
                 return
             try:
                 yield parse_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except (ValueError, RecursionError) as error:
-                cut = "; its last line is cut off, the file is truncated" if is_torn else ""
+                cut = "; its last line is cut off, the file is truncated" if not line.endswith(b"\n") else ""
                 raise DataError(f"{path}:{number}: not valid JSON ({error}){cut}") from None
+
+
+def is_torn(line: bytes) -> bool:
+    """Whether a last line is what a crash leaves: without its end, or with zeros where a block of it never reached the disk."""
+    return not line.endswith(b"\n") or b"\0" in line
 
 
 def mend_lines(path: Path) -> None:
@@ -173,10 +193,10 @@ def mend_lines(path: Path) -> None:
     if not path.exists():
         return
     data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end != len(data):
+    start = data.rfind(b"\n", 0, max(0, len(data) - 1)) + 1
+    if data and is_torn(data[start:]):
         with open(path, "r+b") as file:
-            file.truncate(end)
+            file.truncate(start)
             os.fsync(file.fileno())
 
 
@@ -188,34 +208,54 @@ def sha256(path: Path) -> str:
 def commit(directory: Path, fill: Callable[[Path], None], about: dict[str, Any]) -> None:
     """Make a directory appear whole: `fill` writes its files into a temporary sibling, then manifest, fsync, rename.
 
-    `about` is stored in the manifest (format version, library versions). An existing directory of that name is replaced.
+    `about` is stored in the manifest (format version, library versions). An existing directory of that name is replaced: a crash between
+    the two renames that this takes leaves none of that name, and `recover` brings the old one back.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    make_directory(directory.parent)
+    temporary, retired = (directory.with_name(f".{directory.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
+    is_replaced = False
     try:
         fill(temporary)
         write_manifest(temporary, about)
         if directory.exists():
-            retired = directory.with_name(f".{directory.name}.{os.getpid()}.old")
             shutil.rmtree(retired, ignore_errors=True)
             os.replace(directory, retired)
-            os.replace(temporary, directory)
-            shutil.rmtree(retired)
-        else:
-            os.replace(temporary, directory)
+            is_replaced = True
+        os.replace(temporary, directory)
     except BaseException:
+        if is_replaced and not directory.exists():
+            os.replace(retired, directory)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_directory(directory.parent)
+    if is_replaced:
+        shutil.rmtree(retired)  # not before: a crash that undoes the renames would bring a half-deleted one back
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes left of a directory that they were making; for who holds the lock under which it is made."""
+def recover(directory: Path) -> None:
+    """Put right what killed processes left of a directory that they were making; for who holds the lock under which it is made.
+
+    One that was about to be replaced comes back where nothing else has its name; everything else is removed.
+    """
+    name = glob.escape(f".{directory.name}.")
+    for retired in sorted(directory.parent.glob(f"{name}*.old")):
+        if not directory.exists() and is_whole(retired):
+            os.replace(retired, directory)
+            sync_directory(directory.parent)
     for kind in ("tmp", "old"):
-        for leftover in directory.parent.glob(f".{directory.name}.*.{kind}"):
+        for leftover in directory.parent.glob(f"{name}*.{kind}"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether a directory is all that its manifest says."""
+    try:
+        verify(directory)
+    except (DataError, OSError):
+        return False
+    return True
 
 
 def write_manifest(directory: Path, about: dict[str, Any]) -> None:
@@ -231,26 +271,49 @@ def write_manifest(directory: Path, about: dict[str, Any]) -> None:
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """Check a committed directory against its manifest, which is returned; a one-line `DataError` names the first file that differs."""
-    manifest = read_json(directory / MANIFEST)
+    """Check a committed directory against its manifest, which is returned; a one-line `DataError` names the first file that differs.
+
+    A file that the manifest does not list is nobody's: it is no fault (a file manager leaves some), and whoever reads must not read it.
+    """
+    path = directory / MANIFEST
+    manifest = read_json(path, MAX_MANIFEST_BYTES)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise DataError(f"{directory / MANIFEST}: not a manifest")
+        raise DataError(f"{path}: not a manifest")
     for name, entry in manifest["files"].items():
-        path = inside(directory, name)
-        if not path.is_file():
-            raise DataError(f"{path}: listed in {MANIFEST} but missing; the directory is incomplete, use an earlier one")
-        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-            raise DataError(f"{directory / MANIFEST}: the entry of {name!r} has no bytes and sha256; the manifest is corrupt")
-        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
-            raise DataError(f"{path}: differs from its sha256 in {MANIFEST}; the file is corrupt, use an earlier one")
+        try:
+            place = inside(directory, name)
+            if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+                raise DataError(f"{path}: the entry of {name[:80]!r} has no bytes and sha256; the manifest is corrupt")
+            _verify_file(place, entry)
+        except OSError as error:
+            raise DataError(f"{path}: the file {name[:80]!r} cannot be read ({error.strerror}); use an earlier one") from None
     return manifest
+
+
+def _verify_file(path: Path, entry: dict[str, Any]) -> None:
+    if not path.is_file():  # guard: storage.listed_is_there
+        raise DataError(f"{path}: listed in {MANIFEST} but missing; the directory is incomplete, use an earlier one")
+    if path.stat().st_size != entry["bytes"]:  # guard: storage.size
+        raise DataError(
+            f"{path}: differs from its sha256 in {MANIFEST}: {path.stat().st_size} bytes; the file is corrupt, use an earlier one"
+        )
+    if sha256(path) != entry["sha256"]:  # guard: storage.sha256
+        raise DataError(f"{path}: differs from its sha256 in {MANIFEST}; the file is corrupt, use an earlier one")
+
+
+def require_listed(directory: Path, manifest: dict[str, Any], names: Iterable[str]) -> None:
+    """`DataError` for the first of these files that a verified manifest does not list: what is read has been checked."""
+    for name in names:
+        if name not in manifest["files"]:  # guard: storage.listed
+            raise DataError(f"{directory / name}: not listed in {MANIFEST}; the directory is incomplete, use an earlier one")
 
 
 def inside(root: Path, name: str) -> Path:
     """`root / name`, refused when it would lead out of `root` (absolute names, `..`, symbolic links)."""
     path = root / name
-    if os.path.isabs(name) or not path.resolve().is_relative_to(root.resolve()):  # guard: storage.inside
-        raise DataError(f"{root}: the name {name!r} leads outside of the directory")
+    real, home = (Path(os.path.realpath(place)) if "\0" not in name else None for place in (path, root))  # no error for links in a circle
+    if real is None or home is None or os.path.isabs(name) or not real.is_relative_to(home):  # guard: storage.inside
+        raise DataError(f"{root}: the name {name[:80]!r} leads outside of the directory")
     return path
 
 

@@ -50,7 +50,7 @@ class Columns:
             with storage.lock(home.parent / ".lock", wait=True):
                 if not is_complete(home, sizes):
                     about = {"format": FORMAT, "dataset_hash": dataset.hash, "frames": dataset.num_frames}
-                    storage.remove_leftovers(home)
+                    storage.recover(home)
                     storage.commit(home, lambda folder: _write(dataset, folder), about)
         return cls(home, dataset.num_frames, *dims)
 

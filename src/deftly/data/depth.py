@@ -69,7 +69,7 @@ class DepthStore:
                     announce(len(missing) * one, cache_dir, list(missing), size, share)
                 for name, home in missing.items():
                     about = {"format": FORMAT, "dataset_hash": dataset.hash, "camera": name, "image_size": size}
-                    storage.remove_leftovers(home)
+                    storage.recover(home)
                     storage.commit(home, lambda folder, name=name: _write(dataset, name, size, folder / FILE), about)
         return cls(homes, dataset.num_frames, size)
 

@@ -70,7 +70,7 @@ def export_v21(dataset: Dataset, target: Path, *, state_parts: Parts | None = No
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        (temporary / "meta").mkdir(parents=True)
+        storage.make_directory(temporary / "meta")
         storage.write_text(temporary / "meta/modality.json", _json(described, indent=4))
         report = _Export(dataset, temporary).write()
         sync_tree(temporary)

@@ -88,7 +88,7 @@ def _claimed(out: Path, plan: dict[str, Any]) -> Iterator[None]:
     shards = out / SHARDS
     if out.exists() and not shards.is_dir() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not an unfinished generation; {ELSEWHERE}")
-    shards.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(shards)
     with storage.lock(shards / "lock", wait=False, who="generation", remedy=f"wait for it, or {ELSEWHERE}"):
         if (shards / "plan.json").is_file() and (stored := storage.read_json(shards / "plan.json")) != plan:
             what = f"an unfinished generation with other settings or versions: {_what_differs(stored, plan)}"

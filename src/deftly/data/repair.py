@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from deftly import storage
 from deftly.data.check.findings import CheckConfig, Finding
 from deftly.data.check.rows import files_of
 from deftly.data.check.run import check
@@ -106,10 +107,11 @@ def repair(source: Path, target: Path) -> RepairReport:
         if verdict.refusal is not None or broken:
             raise DataError(f"{source}: cannot be mended: {verdict.refusal or broken[0].line()}")
         copy.report.dropped = {copy.number(episode): why for episode, why in (copy.report.dropped | dropped).items()}
-        target.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(target.parent)
         if target.exists():
             target.rmdir()
         os.replace(work / "copy", target)
+        storage.sync_directory(target.parent)
         return copy.report
     except DataError as error:  # it names the folder in which we worked
         raise DataError(str(error).replace(str(work / "source"), str(source)).replace(str(work / "copy"), str(target))) from None

@@ -139,7 +139,7 @@ def _build(dataset: Dataset, homes: dict[str, Path], image_size: int, workers: i
     num_bytes = dataset.num_frames * image_size * image_size * 3
     temporary = {camera: home.with_name(f".{home.name}.{uuid.uuid4().hex[:8]}.tmp") for camera, home in homes.items()}
     for home in homes.values():
-        storage.remove_leftovers(home)
+        storage.recover(home)
     try:
         for folder in temporary.values():
             folder.mkdir()

@@ -74,7 +74,8 @@ class DatasetWriter:
         self._schema = arrow_schema(self.features)
         self._directory = self.root.with_name(f".{self.root.name}.{os.getpid()}.tmp")
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory.mkdir(parents=True)
+        storage.make_directory(self._directory.parent)
+        self._directory.mkdir()
         self._rows = DataFiles(self._directory, self._schema)
         self._videos = {
             camera.name: VideoFiles(self._directory, IMAGES + camera.name, self.fps, camera.height, camera.width)

@@ -93,17 +93,19 @@ class Checkpoints:
             pointer = self.root / name
             if step in steps:
                 storage.write_text(pointer, directory_name(step) + "\n")  # type: ignore[arg-type]
-            else:
-                pointer.unlink(missing_ok=True)
+            elif pointer.exists():
+                pointer.unlink()
+                storage.sync_directory(self.root)  # before what it named is deleted
 
     def prune(self, best: int | None) -> None:
         """Delete all but the newest `keep_last` and the best."""
         for step in self.steps()[: -self.keep_last]:
             if step != best:
-                # Renamed first, to a name that `sweep` knows: a half-deleted directory must not pass for a checkpoint.
-                retired = self.path(step).with_name(f".{directory_name(step)}.{os.getpid()}.old")
+                # Renamed first, and durably, to a name that `sweep` knows: a half-deleted directory must not pass for a checkpoint.
+                retired = self.path(step).with_name(f".{directory_name(step)}.{os.getpid()}.pruned")
                 shutil.rmtree(retired, ignore_errors=True)
                 os.replace(self.path(step), retired)
+                storage.sync_directory(self.root)
                 shutil.rmtree(retired)
 
     def sweep(self, say: Callable[[str], None]) -> None:
@@ -112,7 +114,9 @@ class Checkpoints:
         A checkpoint without its manifest is no work of ours: it is announced through `say` and set aside as `incomplete-<name>`.
         """
         for item in sorted(self.root.iterdir()) if self.root.is_dir() else ():
-            if item.is_dir() and re.fullmatch(r"\.step-\d+\.\d+\.(tmp|old)", item.name):
+            if found := re.fullmatch(r"\.(step-\d{8,})\.\d+\.old", item.name):  # it was about to be replaced
+                storage.recover(self.root / found[1])
+            elif item.is_dir() and re.fullmatch(r"\.step-\d+\.\d+\.(tmp|pruned)", item.name):
                 shutil.rmtree(item)
             elif item.is_file() and re.fullmatch(r"\.(last|best)\.\d+\.tmp", item.name):
                 item.unlink()

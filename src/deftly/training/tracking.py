@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -34,14 +33,17 @@ class Metrics:
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self.path, self.say = path, say
-        self.failed = False
+        self.failed = self._is_torn = False
 
     def write(self, values: dict[str, Any]) -> None:
         """Append a line; durable only after `sync`, which a checkpoint calls."""
         try:
+            if self._is_torn:
+                storage.mend_lines(self.path)
+                self._is_torn = False
             storage.append_line(self.path, plain(values), durable=False)
         except OSError as error:
-            storage.mend_lines(self.path)
+            self._is_torn = True  # mended before the next line: a disk that refuses one may refuse that too
             if not self.failed:
                 self.say(f"WARNING: {self.path} cannot be written ({error.strerror}); training goes on without its log")
             self.failed = True
@@ -50,13 +52,28 @@ class Metrics:
         storage.sync_file(self.path)
 
     def truncate(self, step: int) -> int:
-        """Forget what was logged past `step`: those steps are about to be taken again. Returns the number of lines that are left."""
-        lines = list(storage.read_lines(self.path))
-        if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
-            raise DataError(f"{self.path}: a line has no step; it is not the log of a training run, move it away")
-        lines = [line for line in lines if line["step"] <= step]
-        storage.write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        return len(lines)
+        """Forget what was logged past `step`: those steps are about to be taken again. Returns the number of lines that are left.
+
+        Lines with zeros in them are what the crash of a machine leaves where nothing was synced, which is past `step` too.
+        """
+        kept: list[bytes] = []
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        holes = [number for number, line in enumerate(lines, 1) if b"\0" in line]
+        for number, line in enumerate(lines, 1):
+            if b"\0" in line or not line.endswith(b"\n"):
+                continue
+            try:
+                taken = storage.parse_json(line.decode())
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{self.path}:{number}: not valid JSON ({error}); move the file away to go on without its log") from None
+            if not isinstance(taken, dict) or not isinstance(taken.get("step"), int):  # guard: training.log.step
+                raise DataError(f"{self.path}:{number}: a line has no step; it is not the log of a training run, move it away")
+            if taken["step"] <= step:
+                if holes and holes[0] < number:  # guard: training.log.hole
+                    raise DataError(f"{self.path}:{holes[0]}: holds zeros; the log is damaged, move it away to go on without it")
+                kept.append(line)
+        storage.write_bytes(self.path, b"".join(kept))
+        return len(kept)
 
 
 def plain(value: Any) -> Any:
