@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from deftly import storage
 from deftly.types import DataError, UsageError
+from guards import guards
 
 
 class Crash(BaseException):
@@ -101,6 +102,7 @@ def test_broken_json_is_one_line(tmp_path, data: bytes, message: str):
     assert "\n" not in str(error.value)
 
 
+@guards("storage.json_size")
 def test_missing_and_huge_json(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="missing"):
         storage.read_json(tmp_path / "none.json")
@@ -213,6 +215,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+@guards("storage.sha256", "storage.listed_is_there")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -377,6 +380,7 @@ def test_a_last_line_with_zeros_is_what_a_crash_leaves_and_one_elsewhere_is_dama
         list(storage.read_lines(path))
 
 
+@guards("storage.listed")
 def test_a_file_that_is_not_listed_is_no_fault_and_may_not_be_read(tmp_path):
     storage.commit(tmp_path / "step", fill("one"), {})
     (tmp_path / "step" / ".DS_Store").touch()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from deftly import storage
 from deftly.training.tracking import Metrics, Running, TimeSplit, plain
 from deftly.types import DataError
+from guards import guards
 
 
 def test_lines_past_the_step_are_forgotten_and_a_torn_one_too(tmp_path):
@@ -25,6 +26,7 @@ def test_lines_past_the_step_are_forgotten_and_a_torn_one_too(tmp_path):
     assert [line["step"] for line in storage.read_lines(metrics.path)] == [1, 2, 3]
 
 
+@guards("training.log.step")
 def test_truncating_what_is_not_there_makes_an_empty_log(tmp_path):
     metrics = Metrics(tmp_path / "metrics.jsonl", pytest.fail)
     metrics.truncate(0)
@@ -32,6 +34,38 @@ def test_truncating_what_is_not_there_makes_an_empty_log(tmp_path):
     metrics.path.write_text("[1]\n")
     with pytest.raises(DataError, match="not the log of a training run"):
         metrics.truncate(0)
+
+
+@guards("training.log.hole")
+def test_zeros_past_the_step_are_what_a_crash_leaves_and_elsewhere_are_damage(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl", pytest.fail)
+    kept = b'{"step": 1}\n{"step": 2}\n'
+    metrics.path.write_bytes(kept + b'\0\0\0\0\0: 3}\n{"step": 4}\n\0\0\0')
+    metrics.truncate(2)
+    assert metrics.path.read_bytes() == kept
+    for damaged, message in ((b'{"step": 1}\n\0\0\0 2}\n{"step": 2}\n', r":2: holds zeros"), (b'{"st\n', r":1: not valid JSON")):
+        metrics.path.write_bytes(damaged)
+        with pytest.raises(DataError, match=message):
+            metrics.truncate(2)
+        assert metrics.path.read_bytes() == damaged
+
+
+def test_a_disk_that_refuses_everything_costs_lines_only(tmp_path, monkeypatch):
+    said = []
+    metrics = Metrics(tmp_path / "metrics.jsonl", said.append)
+    metrics.write({"step": 1})
+
+    def refuse(*arguments, **keywords):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "append_line", refuse)
+        patch.setattr(storage, "mend_lines", refuse)
+        for step in (2, 3):
+            metrics.write({"step": step})
+    metrics.write({"step": 4})
+    assert [line["step"] for line in storage.read_lines(metrics.path)] == [1, 4]
+    assert len(said) == 1
 
 
 def test_a_full_disk_costs_lines_and_is_said_once(tmp_path, monkeypatch):
