@@ -59,8 +59,8 @@ def directory_name(step: int) -> str:
 class Checkpoints:
     """The `checkpoints/` directory of a run."""
 
-    def __init__(self, root: Path, keep_last: int) -> None:
-        self.root, self.keep_last = root, keep_last
+    def __init__(self, root: Path, keep_last: int, every: int | None = None) -> None:
+        self.root, self.keep_last, self.every = root, keep_last, every
 
     def steps(self) -> list[int]:
         """Steps of which there is a directory, oldest first; not yet verified."""
@@ -97,10 +97,17 @@ class Checkpoints:
                 pointer.unlink()
                 storage.sync_directory(self.root)  # before what it named is deleted
 
+    def kept(self, best: int | None) -> set[int | None]:
+        """The newest, the best, and the newest `keep_last` of those that `every` asks for: an interruption adds one and displaces none."""
+        steps = self.steps()
+        regular = [step for step in steps if self.every is not None and step % self.every == 0]
+        return {*steps[-1:], *(regular if len(regular) >= self.keep_last else steps)[-self.keep_last :], *regular[-1:], best}
+
     def prune(self, best: int | None) -> None:
-        """Delete all but the newest `keep_last` and the best."""
-        for step in self.steps()[: -self.keep_last]:
-            if step != best:
+        """Delete what is not kept."""
+        kept = self.kept(best)
+        for step in self.steps():
+            if step not in kept:
                 # Renamed first, and durably, to a name that `sweep` knows: a half-deleted directory must not pass for a checkpoint.
                 retired = self.path(step).with_name(f".{directory_name(step)}.{os.getpid()}.pruned")
                 shutil.rmtree(retired, ignore_errors=True)
@@ -126,7 +133,7 @@ class Checkpoints:
 
     def require_space(self, size: int) -> None:
         """`UsageError` when the disk has no room for `size` bytes times every checkpoint that will be there at once."""
-        at_once = self.keep_last + 2  # the best, and the one that is being written
+        at_once = self.keep_last + 3  # the best, that of an interruption, and the one that is being written
         free = shutil.disk_usage(self.root.parent).free
         if free < at_once * size:
             need = at_once * size / 2**20

@@ -44,7 +44,9 @@ class TrainingConfig(Config):
     ema_decay: float | None = pydantic.Field(default=0.999, ge=0, lt=1)
     """Final decay of the moving average of the weights; null: none. It warms up as (1 + n) / (10 + n)."""
     max_bad_steps: int = pydantic.Field(default=10, gt=0)
-    """How many steps in a row may have a non-finite loss or gradient before training stops."""
+    """How many steps in a row may be bad (loss or gradient not finite, or a spike) before training goes back to a checkpoint."""
+    max_rollbacks: int = pydantic.Field(default=3, ge=0)
+    """How often it may go back, with the batches that it was stuck in left behind, before it stops."""
     start: StartConfig = StartConfig()
     """Weights of another run to begin with."""
     trackers: tuple[TrackerConfig, ...] = ()

@@ -58,14 +58,19 @@ class Guard:
         """The buffers as they were when they were remembered."""
         copy(self.buffers.current(), self.backup)
 
-    def require_hope(self, step: int, report: Mapping[str, float], episodes: Tensor) -> None:
-        """Raise `TrainingError` when `limit` steps in a row were bad, else return."""
-        if self.in_a_row < self.limit:
+    @property
+    def is_stuck(self) -> bool:
+        return self.in_a_row >= self.limit
+
+    def require_hope(self, step: int, report: Mapping[str, float], episodes: Tensor, more: str = "") -> None:
+        """Raise `TrainingError` when `limit` steps in a row were bad, else return. `more` is what else there is to say."""
+        if not self.is_stuck:
             return
         broken = ", ".join(f"{name} {value}" for name, value in report.items() if not math.isfinite(value))
         raise TrainingError(
             f"step {step}: {self.in_a_row} steps in a row had a non-finite loss or gradient ({broken}); the last batch is of episodes "
             f"{listed(episodes)}; the weights are those of the last good step: check the data of these episodes, or lower the learning rate"
+            + (f" ({more})" if more else "")
         )
 
     def state(self) -> dict[str, Any]:

@@ -50,6 +50,14 @@ class Journal:
         where = {"origin": taken.origin.to_dict()} if taken.origin is not None else {}
         self.write({**line, "episodes": episodes, "keys": batch.key[:MOST_SAMPLES].tolist(), **where})
 
+    def rolled_back(self, step: int, done: list[dict[str, int]]) -> None:
+        """The weights are those of an earlier checkpoint again."""
+        self.say(
+            f"WARNING: step {step}: steps {done[-1]['first_bad_step']} to {step} were bad, so the weights are those of step "
+            f"{done[-1]['weights_of_step']} again and training goes on with the batches that come next (rollback {len(done)})"
+        )
+        self.write({"step": step, "kind": "rollback", "rollbacks": len(done), **done[-1]})
+
     def modules(self, step: int, norms: dict[str, ModuleNorms] | None) -> None:
         """How large gradients, weights and updates were at one step."""
         if norms is not None:

@@ -32,6 +32,7 @@ from deftly.training.lifetime import Interrupt, interruptible
 from deftly.training.measures import Measures
 from deftly.training.precision import autocast, make_deterministic, warning
 from deftly.training.resume import shortened
+from deftly.training.rollback import Rollbacks
 from deftly.training.saver import Saver
 from deftly.training.start import origin, read_source, read_whole, take_weights
 from deftly.training.state import policy_state
@@ -92,7 +93,9 @@ class Trainer:
         self.time = self.journal.time
         self.update = Update(objective, self.config, self.device, seed, self.time, self.journal.say)
         self.objective = self.update.objective
-        self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.keep_last)
+        self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.keep_last, config.checkpoint_every)
+        every, limit = config.checkpoint_every, config.max_rollbacks
+        self.rollbacks = Rollbacks(directory, self.checkpoints, every, limit, self.journal.say)
         self.saver = Saver(self.checkpoints, self.journal.metrics, write_policy, self.journal.say)
         self.step = self.samples = 0
         self.best: dict[str, Any] | None = None
@@ -208,7 +211,8 @@ class Trainer:
             self.journal.overflowed(self.step, taken.loss_scale)
         else:
             self.journal.skipped(self.step, taken, self.update.guard.reason, batch)
-            self.update.guard.require_hope(self.step, taken.numbers, batch.episode)
+            if self.update.guard.is_stuck:
+                self._roll_back(taken, batch)
         self.journal.display.update(self.step, self.samples, taken.numbers["loss"])
         if self._due(self.config.log_every):
             self.journal.train(self.step, self.samples, rate, self.update.guard.skipped)
@@ -216,6 +220,14 @@ class Trainer:
         is_best = self._due(self.config.validate_every) and self._validate()
         if self._due(self.config.checkpoint_every) or is_best:
             self._save(final=self._is_over())
+
+    def _roll_back(self, taken: Taken, batch: Batch) -> None:
+        """Take the weights, moments and averages of the last good checkpoint, and go on with the batches that come next."""
+        self.best = self.saver.settle(self.best)
+        distributed.any_rank(False)  # no rank reads before the first one has written
+        snapshot = self.rollbacks.target(self.step, taken, batch, self.update.guard)
+        self.update.go_back(Tensors(snapshot.objective, snapshot.raw, snapshot.optimizer), snapshot.trainer)
+        self.journal.rolled_back(self.step, self.rollbacks.done)
 
     def _due(self, every: int | None) -> bool:
         return self._is_over() or (every is not None and self.step % every == 0)
@@ -269,6 +281,7 @@ class Trainer:
             "best": self.best,
             "origin": self.origin,
             "early_stop": self.early_stop.state(),
+            "rollbacks": self.rollbacks.state(),
             **self.update.state(),
             **self.journal.state(),
             **self.identity.to_dict(),
@@ -289,6 +302,7 @@ class Trainer:
         self.step, self.samples = state["step"], state["samples"]
         self.best, self.origin = state["best"], state["origin"]
         self.early_stop.load_state(state["early_stop"])
+        self.rollbacks.load_state(state.get("rollbacks", ()))
 
     def plan(self) -> dict[str, Any]:
         """What is about to happen, as plain data: to be printed before the first step."""
@@ -309,6 +323,7 @@ class Trainer:
             "steps": self.step,
             "samples": self.samples,
             "skipped": self.update.guard.skipped,
+            "rollbacks": len(self.rollbacks.done),
             "overflows": self.update.scaler.overflows if self.update.scaler is not None else 0,
             "failed_saves": self.saver.failed,
             **self.journal.last,

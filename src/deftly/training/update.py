@@ -246,6 +246,11 @@ class Update:
         if state["accumulation"]["configured"] == self.config.accumulation:
             self.accumulation = state["accumulation"]["used"]
 
+    def go_back(self, tensors: Tensors, state: dict[str, Any]) -> None:
+        """Weights, moments, averages and the guard's window of an earlier checkpoint of this run; what counts goes on counting."""
+        guard = {**state["guard"], "skipped": self.guard.skipped, "in_a_row": 0, "spikes_in_a_row": 0}
+        self.load(tensors, {**self.state(), "guard": guard, "ema_updates": state["ema_updates"]}, "the checkpoint to go back to")
+
     def restart_average(self) -> None:
         """The weights were given from elsewhere: the average begins with them."""
         if self.ema is not None:

@@ -1,0 +1,80 @@
+"""A run that is stuck goes back to the weights of its last good checkpoint; the data and the clock go on.
+
+So the batches that it was stuck in are left behind, no step number comes twice, and the schedule ends where it would have. Every rollback
+is in the checkpoints that follow. After the last one that is allowed the run ends, with what is known of it in `failure.json`.
+
+Which checkpoint that is must not depend on where a run was interrupted: only those count that `checkpoint_every` asks for, and of these the
+newest from before the first bad step, where one is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deftly import storage
+from deftly.training import distributed
+from deftly.training.checkpoint import Checkpoints, Snapshot, read
+from deftly.training.guard import Guard, listed
+from deftly.training.update import Taken
+from deftly.types import Batch, DataError
+
+FAILURE_FILE = "failure.json"
+
+
+class Rollbacks:
+    """How often a run went back, and from where to where."""
+
+    def __init__(self, directory: Path, checkpoints: Checkpoints, every: int | None, limit: int, say: Callable[[str], None]) -> None:
+        self.directory, self.checkpoints, self.every, self.limit, self.say = directory, checkpoints, every, limit, say
+        self.done: list[dict[str, int]] = []
+
+    def target(self, step: int, taken: Taken, batch: Batch, guard: Guard) -> Snapshot:
+        """The checkpoint to go back to from `step`; raises `TrainingError` where there is none, or where going back has not helped."""
+        first = step - guard.in_a_row + 1
+        exhausted = len(self.done) >= self.limit
+        snapshot = None if exhausted else self._newest_before(first)
+        if snapshot is None:
+            after = f"after {len(self.done)} rollbacks" if self.done else "with no checkpoint to go back to" if self.limit else ""
+            if distributed.rank() == 0:
+                self._report(step, taken, batch, guard)
+            guard.require_hope(
+                step, taken.numbers, batch.episode, f"{after}; {self.directory / FAILURE_FILE} has what is known".strip("; ")
+            )
+            raise AssertionError("a guard that is stuck has no hope")
+        self.done.append({"first_bad_step": first, "last_bad_step": step, "weights_of_step": snapshot.step})
+        return snapshot
+
+    def _newest_before(self, step: int) -> Snapshot | None:
+        steps = [saved for saved in self.checkpoints.steps() if self.every is not None and saved % self.every == 0]
+        for saved in [*(saved for saved in reversed(steps) if saved < step), *(saved for saved in steps if saved >= step)]:
+            path = self.checkpoints.path(saved)
+            try:
+                storage.verify(path)
+                return read(path)
+            except DataError as error:
+                self.say(f"{error}; not going back to it")
+        return None
+
+    def _report(self, step: int, taken: Taken, batch: Batch, guard: Guard) -> None:
+        storage.write_json(
+            self.directory / FAILURE_FILE,
+            {
+                "step": step,
+                "reason": guard.reason,
+                "bad_steps_in_a_row": guard.in_a_row,
+                "rollbacks": self.done,
+                "numbers": {name: str(value) for name, value in taken.numbers.items()},
+                "episodes": listed(batch.episode),
+                "origin": taken.origin.to_dict() if taken.origin is not None else None,
+                "remedy": "check the data of these episodes with `deftly data check`, lower training.optimizer.learning_rate, "
+                "or train in fp32; `deftly diagnose` says more",
+            },
+        )
+
+    def state(self) -> list[dict[str, Any]]:
+        return [dict(one) for one in self.done]
+
+    def load_state(self, state: Any) -> None:
+        self.done = [dict(one) for one in state]
