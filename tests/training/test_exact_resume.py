@@ -8,6 +8,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,3 +205,21 @@ def test_b3_what_only_looks_changes_no_weight(changes: dict[str, Any], until: in
 def test_b3_a_batch_made_ahead_is_the_same_batch(ahead: bool, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deftly.data.loader.is_core_free", lambda device: ahead)
     looks_change_nothing(whole, tmp_path, 9)
+
+
+def test_t18_a_clock_that_jumps_a_day_back_changes_nothing(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even the clock that never should. Something looks at one of them several times a step."""
+    calls: collections.Counter[str] = collections.Counter()
+
+    def jumping(name: str, real: Callable[[], float]) -> Callable[[], float]:
+        def now() -> float:
+            calls[name] += 1
+            return real() - (86400 if calls[name] > 10 else 0)
+
+        return now
+
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, jumping(name, getattr(time, name)))
+    looks_change_nothing(whole, tmp_path, 9, checkpoint_every=4, log_every=1)
+    assert min(calls["monotonic"], calls["perf_counter"]) > 10, "it has jumped"
+    assert [line["step"] for line in log_lines(tmp_path) if line["kind"] == "train"] == list(range(1, 10))

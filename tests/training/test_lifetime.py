@@ -7,12 +7,14 @@ import time
 
 import pytest
 
+from deftly import storage
+from deftly.training.checkpoint import Checkpoints
 from deftly.training.lifetime import Interrupt, interruptible
 from deftly.types import UsageError
-from training.toys import ToyStream, make_trainer
+from training.toys import ToyStream, fingerprint, log_lines, make_trainer
 
 
-def test_the_trainer_holds_its_directory(tmp_path):
+def test_t15_the_trainer_holds_its_directory(tmp_path):
     def second():
         with pytest.raises(UsageError, match="another trainer"):
             make_trainer(tmp_path).fit()
@@ -63,7 +65,7 @@ def test_outside_of_the_main_thread_signals_are_left_alone():
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_next_step_boundary(tmp_path, number, code):
+def test_t16_a_signal_saves_the_next_step_boundary(tmp_path, number, code):
     started = []
 
     def asked():
@@ -77,7 +79,7 @@ def test_a_signal_saves_the_next_step_boundary(tmp_path, number, code):
     assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000006\n"
 
 
-def test_a_stream_that_dies_of_the_same_signal_costs_nothing(tmp_path):
+def test_t16_a_stream_that_dies_of_the_same_signal_costs_nothing(tmp_path):
     def killed():
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("a data worker was killed")
@@ -92,3 +94,69 @@ def test_a_stream_that_dies_of_the_same_signal_costs_nothing(tmp_path):
 
     with pytest.raises(RuntimeError, match="no such file"):
         make_trainer(tmp_path, stream=ToyStream(calls={7: broken})).fit(resume=True)
+
+
+def inside_save(monkeypatch, step, act):
+    """`act()` is called in the thread that saves, when the files of that step's checkpoint are about to be written."""
+    real = Checkpoints.save
+
+    def save(self, snapshot, *rest):
+        if snapshot.step == step:
+            act()
+        return real(self, snapshot, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("undisturbed")
+    trainer = make_trainer(directory)
+    trainer.fit()
+    return fingerprint(trainer), log_lines(directory)
+
+
+def goes_on_to(directory, undisturbed):
+    trainer = make_trainer(directory)
+    trainer.fit(resume=True)
+    assert (fingerprint(trainer), log_lines(directory)) == undisturbed
+
+
+def test_t16_sigterm_inside_a_save_finishes_it(tmp_path, monkeypatch, undisturbed):
+    def asked():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+
+    with monkeypatch.context() as patch:
+        inside_save(patch, 14, asked)
+        with pytest.raises(SystemExit) as ended:
+            make_trainer(tmp_path).fit()
+    assert ended.value.code == 143
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    before, last = checkpoints.steps()[-2:]
+    assert before == 14 <= last, "the one under way is whole, and so is that of the boundary after it"
+    for step in (before, last):
+        storage.verify(checkpoints.path(step))
+    goes_on_to(tmp_path, undisturbed)
+
+
+def test_t16_a_second_sigterm_ends_at_once(tmp_path, monkeypatch, undisturbed):
+    read, write = os.pipe()
+    run = os.fork()
+    if run == 0:
+        inside_save(monkeypatch, 14, lambda: (os.write(write, b"."), time.sleep(60)))
+        try:
+            make_trainer(tmp_path).fit()
+        finally:
+            os._exit(0)
+    assert os.read(read, 1) == b"."
+    os.kill(run, signal.SIGTERM)
+    time.sleep(0.3)
+    assert os.waitpid(run, os.WNOHANG) == (0, 0), "the first one waits for the save"
+    began = time.monotonic()
+    os.kill(run, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(run, 0)[1]) == 143
+    assert time.monotonic() - began < 5
+    os.close(read)
+    os.close(write)
+    goes_on_to(tmp_path, undisturbed)

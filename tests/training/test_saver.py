@@ -52,7 +52,7 @@ def at_once(monkeypatch):
     monkeypatch.setattr(Saver, "begin", waits)
 
 
-def test_what_is_written_late_is_the_state_of_its_step(tmp_path, monkeypatch):
+def test_t20_what_is_written_late_is_the_state_of_its_step(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         at_once(patch)
         plain = make_trainer(tmp_path / "plain", config=config(), stream=ToyStream(curriculum=True))
