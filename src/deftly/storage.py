@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ def lock(path: Path, *, wait: bool, who: str = "process", remedy: str = "wait fo
     _held.add(descriptor)  # before the lock is ours: a child of that moment must not keep it either
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(descriptor, wait)
         except BlockingIOError:
             owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             raise UsageError(f"{path.parent}: another {who} (process {owner or 'unknown'}) is using it; {remedy}") from None
@@ -60,6 +61,29 @@ def lock(path: Path, *, wait: bool, who: str = "process", remedy: str = "wait fo
         if os.getpid() == owner_pid:  # a forked child has let go already, and the number may be another file's by now
             _held.discard(descriptor)
             os.close(descriptor)
+
+
+def _take(descriptor: int, wait: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.05)  # somebody may only have been looking (`is_locked`)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds `lock(path)`. To find out takes a shared lock for a moment; nothing is written."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Trackers show what the log holds, each step once whatever happened in between; none of them can end, slow or change training."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -78,7 +79,15 @@ def session(directory, tracker, first, steps, scale=1.0):
 
 
 def test_numbers_have_flat_names():
-    line = {"step": 4, "kind": "validation", "loss": 0.5, "terms": {"mse": 1, "none": None}, "is_best": True, "episodes": "1, 2"}
+    line = {
+        "step": 4,
+        "kind": "validation",
+        "loss": 0.5,
+        "terms": {"mse": 1, "none": None},
+        "is_best": True,
+        "episodes": "1, 2",
+        "x": math.nan,
+    }
     assert scalars(line) == {"validation/loss": 0.5, "validation/terms/mse": 1.0, "validation/is_best": 1.0}
 
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "measure a trained policy in closed loop, beside its baselines",
     "play": "let a policy act on your own sentence and watch it",
     "report": "write a run's page: one self-contained HTML file",
+    "runs": "list runs and what became of them, or put some side by side",
     "doctor": "look at this machine: what works, what does not, how to mend it",
 }
 # What to do about an error of the operating system; the rest is REMEDY.
@@ -86,6 +87,8 @@ def run(command: str, arguments: list[str]) -> None:
             from deftly.cli.play import main as command_main
         case "report":
             from deftly.cli.report import main as command_main
+        case "runs":
+            from deftly.cli.runs import main as command_main
         case _:
             from deftly.cli.doctor import main as command_main
     command_main(arguments)
