@@ -25,7 +25,7 @@ RANKS = [
     {"run"},
     {"recipes", "compression", "search", "serving"},
     {"cli"},
-    {""},  # deftly/__init__.py itself: the face of the library
+    {"", "__main__"},  # deftly/__init__.py itself: the face of the library; and `python -m deftly`
 ]
 BASE = RANKS[0]  # single files that count as one package: they may use each other, without cycles
 # Heavy libraries, and the only places that may import them.

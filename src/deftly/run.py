@@ -35,6 +35,7 @@ from deftly.models.policy import PolicyConfig
 from deftly.objectives.imitation import ImitationConfig
 from deftly.randomness import seed_global
 from deftly.sim.tabletop import TabletopConfig
+from deftly.training import distributed
 from deftly.training.config import TrainingConfig
 from deftly.training.trainer import Trainer
 from deftly.types import DataError, Objective, Policy, UsageError
@@ -86,48 +87,38 @@ def train(run: Run, directory: Path, *, resume: bool = False, device: str = "aut
     """Carry out a run in `directory` and return its summary, which is also written there.
 
     `allow_change` names fields that may differ from what a resumed run began with (`training.steps`, `training`, `dataset`).
+    Started by torchrun, every process calls this; rank 0 alone writes and prints.
     Raises `UsageError` or `DataError`, one line, before the first step when something does not fit.
     """
+    with distributed.said_once():
+        chosen = choose_device(distributed.device_of_rank(device))
     if run.folds is None:
-        return _train_one(run, directory, resume=resume, device=choose_device(device), allow_change=allow_change)
+        with distributed.process_group(chosen, run.training.rank_timeout_s):
+            return _train_one(run, directory, resume=resume, device=chosen, allow_change=allow_change)
     if allow_change:
         raise UsageError("a run with folds is one measurement: nothing of it may change halfway; choose another directory")
-    return _train_folds(run, run.folds, directory, resume=resume, device=choose_device(device))
+    with distributed.said_once():
+        if distributed.launched() > 1:  # guard: run.folds.ranks
+            raise UsageError("folds are trained one after the other by a single process: start one, or leave folds out")
+    return _train_folds(run, run.folds, directory, resume=resume, device=chosen)
 
 
 def _train_one(
     run: Run, directory: Path, *, resume: bool, device: torch.device, split: Any = None, allow_change: Sequence[str] = ()
 ) -> dict[str, Any]:
     run = run.replace(training=run.training.resolve(device))
-    data = run.data.build(seed=run.seed, device=device, executed_steps=run.executed_steps, episodes=split)
+    share = distributed.rank(), distributed.world_size()
+    with distributed.first_alone(per_machine=True):  # it decodes, measures and checks what the others then find
+        data = run.data.build(seed=run.seed, device=device, executed_steps=run.executed_steps, episodes=split, share=share)
     try:
-        if run.world is not None:
-            remedy = "generate the dataset with this world, or change the run's world"
-            ours, theirs = (robot.replace(mirror=None) for robot in (run.world.embodiment(), data.dataset.embodiment))
-            require_same(ours, theirs, f"the dataset {run.data.path} and the run's world", remedy)
-        policy = build_policy(run, data)
-        objective = run.objective.build(policy)
-        check_mixup(run.data.augmentation, objective)
-        check_depth(run.data.depth, objective)
-        validation = data.validation_batches if data.validation is not None else None
-        trainer = Trainer(
-            objective,
-            data.train,
-            run.training,
-            directory=directory,
-            seed=run.seed,
-            device=device,
-            write_policy=lambda folder, state: write_policy(folder, state, run, data),
-            run_json=run.to_dict(),
-            dataset_hash=data.contract.dataset_hash,
-            contract=data.contract,
-            validation=validation,
-            words=(PAD, UNKNOWN, *data.tokenizer.words),
-            title=run.name,
-        )
-        print_plan(run, data, trainer.plan(), directory)
-        quarantine.write(directory / quarantine.QUARANTINE_FILE, data.findings)
+        with distributed.together():
+            trainer = build_trainer(run, data, directory, device)
+            if trainer.is_main:
+                print_plan(run, data, trainer.plan(), directory)
+                quarantine.write(directory / quarantine.QUARANTINE_FILE, data.findings)
         summary = trainer.fit(resume=resume, allow_change=allow_change)
+        if not trainer.is_main:
+            return summary
         storage.write_json(directory / DATA_FILE, data.summary())
         storage.write_json(directory / "summary.json", summary)
         if data.validation is not None:
@@ -135,6 +126,33 @@ def _train_one(
         return summary
     finally:
         data.close()
+
+
+def build_trainer(run: Run, data: TrainingData, directory: Path, device: torch.device) -> Trainer:
+    """The trainer of a run on its data, with fresh weights. Raises `UsageError` where the parts do not fit each other."""
+    if run.world is not None:
+        remedy = "generate the dataset with this world, or change the run's world"
+        ours, theirs = (robot.replace(mirror=None) for robot in (run.world.embodiment(), data.dataset.embodiment))
+        require_same(ours, theirs, f"the dataset {run.data.path} and the run's world", remedy)
+    policy = build_policy(run, data)
+    objective = run.objective.build(policy)
+    check_mixup(run.data.augmentation, objective)
+    check_depth(run.data.depth, objective)
+    return Trainer(
+        objective,
+        data.train,
+        run.training,
+        directory=directory,
+        seed=run.seed,
+        device=device,
+        write_policy=lambda folder, state: write_policy(folder, state, run, data),
+        run_json=run.to_dict(),
+        dataset_hash=data.contract.dataset_hash,
+        contract=data.contract,
+        validation=data.validation_batches if data.validation is not None else None,
+        words=(PAD, UNKNOWN, *data.tokenizer.words),
+        title=run.name,
+    )
 
 
 def check_depth(depth: Sequence[str], objective: Objective) -> None:

@@ -10,7 +10,7 @@ from batches import random_batch
 from deftly.contract import Camera, Embodiment, Vector, Window
 from deftly.data.actions import ActionsConfig
 from deftly.data.augment import OFF, AugmentConfig
-from deftly.data.mixture import Mixture, counts_of, factors_of, first_task, join, robots_of, sample_weights, sizes_of
+from deftly.data.mixture import Mixture, counts_of, factors_of, first_task, join, robots_of, sample_weights, sizes_of, spread
 from deftly.data.prepared import TrainingData
 from deftly.data.source import DataConfig, Source
 from deftly.types import Batch, DataError, UsageError
@@ -279,7 +279,7 @@ def test_joined_batches_are_interleaved_and_keep_their_memory_layout():
     one, other = (
         b.map(lambda t: t.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3) if t.dim() == 5 else t) for b in (one, other)
     )
-    joined = join([one, other])
+    joined = join([one, other], spread([len(one), len(other)]))
     assert joined.key.tolist() == [*one.key[:1].tolist(), other.key[0], *one.key[1:3].tolist(), other.key[1], one.key[3]]
     assert torch.equal(joined.images["head"][1], other.images["head"][0])
     assert joined.images["head"].stride() == one.images["head"].stride()

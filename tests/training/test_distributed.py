@@ -1,96 +1,188 @@
-"""Without ranks everything is the identity; two ranks train what one does."""
+"""Without ranks everything is the identity; two ranks train what one does, stop together, and end together."""
 
-import contextlib
 import os
 import signal
-import socket
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from deftly import randomness
+from deftly import storage
 from deftly.training import distributed
 from deftly.training.checkpoint import Checkpoints
-from training.toys import ToyPolicy, ToyStream, TwoTerms, make_batch, make_trainer, small_config
+from deftly.training.lifetime import Interrupt
+from deftly.types import Batch, DataError, UsageError
+from guards import guards
+from training.ranks import run_ranks
+from training.toys import ToyObjective, ToyPolicy, ToyStream, TwoTerms, log_lines, make_trainer, small_config
+
+CPU = torch.device("cpu")
 
 
-class Shard(ToyStream):
-    """Rank r of n sees every n-th sample of each batch of eight."""
+class Shares(ToyStream):
+    """Each rank is given its stretch of every batch of eight."""
 
-    def __init__(self, rank: int, ranks: int) -> None:
-        super().__init__(dtype=torch.float64)
-        self.rank, self.ranks = rank, ranks
+    def __init__(self, **changes) -> None:
+        super().__init__(dtype=torch.float64, **changes)
 
-    def next(self):
-        positions = torch.arange(8)[self.rank :: self.ranks]
-        keys = randomness.sample_keys(0, torch.full_like(positions, self.position), positions)
-        self.position += 1
-        return make_batch(keys, self.dtype)
+    def next(self) -> Batch:
+        batch = super().next()
+        ranks = distributed.world_size()
+        return batch.split(ranks)[distributed.rank()] if ranks > 1 else batch
 
 
-def run(directory: Path, rank: int, ranks: int):
+def trainer_of(directory: Path, calls=None, **changes):
     torch.manual_seed(0)
     objective = TwoTerms(ToyPolicy(dropout=0.0, batch_norm=False)).double()
-    config = small_config(steps=10, validate_every=None, checkpoint_every=None, log_every=1)
-    trainer = make_trainer(directory, objective=objective, stream=Shard(rank, ranks), config=config, validation=None)
-    return trainer, trainer.fit()
+    config = small_config(**{"steps": 10, "validate_every": None, "checkpoint_every": None, "log_every": 1, **changes})
+    return make_trainer(directory, objective=objective, stream=Shares(calls=calls), config=config, validation=None)
 
 
 def test_one_process_is_the_identity():
     value = torch.tensor([1.0, 2.0])
     assert distributed.sum_over_ranks(value) is value
-    parameter = nn.Parameter(torch.zeros(1))
-    distributed.sum_gradients([parameter])
-    assert parameter.grad is None
-    assert (distributed.active(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
+    assert distributed.most_over_ranks(7) == 7
+    assert distributed.device_of_rank("cuda:3") == "cuda:3"
+    distributed.wait_for_all()
+    with distributed.together(), distributed.first_alone(), distributed.process_group(CPU, 1.0):
+        assert (distributed.active(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
 
 
-RANKS = """
-import os, sys, traceback
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-import torch
-import torch._dynamo  # which every optimizer imports: once, before the ranks part
-import torch.distributed as dist
-from training.test_distributed import run
-torch.set_num_threads(1)
-ranks = []
-for rank in range(2):
-    ranks.append(os.fork())
-    if ranks[-1] == 0:
-        try:
-            dist.init_process_group("gloo", init_method=sys.argv[3], rank=rank, world_size=2)
-            run(Path(sys.argv[2]), rank, 2)
-            dist.destroy_process_group()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks))
-"""
+@guards("training.distributed.variables")
+@pytest.mark.parametrize(("name", "value"), [("MASTER_PORT", ""), ("WORLD_SIZE", "two")])
+def test_half_of_a_launchers_variables_is_refused(monkeypatch, name, value):
+    for each, given in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1", name: value}.items():
+        monkeypatch.setenv(each, given)
+    with pytest.raises(UsageError, match=f"but {name} is not what a launcher sets"):
+        distributed.launched()
 
 
-def test_two_ranks_train_what_one_does(tmp_path):
-    whole, expected = run(tmp_path / "one", 0, 1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    arguments = [sys.executable, "-W", "ignore", "-c", RANKS, str(Path(__file__).parents[1]), str(tmp_path / "two"), address]
-    ranks = subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True)
-    try:
-        _, error = ranks.communicate(timeout=150)
-        assert ranks.returncode == 0, error.decode()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(ranks.pid, signal.SIGKILL)
-    found = Checkpoints(tmp_path / "two" / "checkpoints", 2).newest(pytest.fail)
+@guards("training.distributed.one_device", "training.distributed.devices")
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    for name, given in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, given)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.device_of_rank("auto") == "cuda:1"
+    assert distributed.device_of_rank("cpu") == "cpu"
+    with pytest.raises(UsageError, match="--device cuda:0 for all of 2 processes"):
+        distributed.device_of_rank("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UsageError, match="2 processes on a machine with 1 GPUs: start --nproc-per-node 1"):
+        distributed.device_of_rank("auto")
+
+
+def test_a_signal_that_comes_twice_by_way_of_the_launcher_counts_once(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    interrupt = Interrupt(is_launched=True)
+    interrupt(signal.SIGTERM, None)
+    interrupt(signal.SIGTERM, None)
+    assert codes == []
+    interrupt.since -= 60
+    interrupt(signal.SIGTERM, None)
+    assert codes == [143]
+    interrupt.owner = -1
+    interrupt(signal.SIGTERM, None)
+    assert codes == [143], "a data worker goes on: its trainer may need another batch before all have agreed to stop"
+
+
+def fail_together(error: Exception | None) -> None:
+    with distributed.together():
+        if error is not None:
+            raise error
+
+
+def several_things(folder: str) -> None:
+    """What two ranks do, one after the other; rank 1 leaves what it saw beside what rank 0 writes."""
+    root, seen = Path(folder), {}
+    with distributed.process_group(CPU, 60.0):
+        rank = distributed.rank()
+        trainer_of(root / "two").fit()
+        trainer_of(root / "accumulated", accumulation=2).fit()
+
+        asked = {5: lambda: os.kill(os.getpid(), signal.SIGTERM)} if rank == 1 else {}
+        with pytest.raises(SystemExit) as ended:
+            trainer_of(root / "stopped", calls=asked).fit()
+        seen["stopped"] = ended.value.code
+        trainer_of(root / "stopped").fit(resume=True)
+
+        for name, objective in {"does not decompose": ToyObjective, "policy.batch_norm normalises": ToyObjective}.items():
+            made = objective(ToyPolicy(batch_norm="norm" in name))
+            type(made).decomposes = "norm" in name
+            with pytest.raises(UsageError, match=name):
+                make_trainer(root / "refused", objective=made)
+        with pytest.raises(SystemExit if rank else UsageError) as refused:
+            trainer_of(root / "two").fit()
+        seen["refused"] = getattr(refused.value, "code", None) if rank else str(refused.value)
+        for failing, error in ((0, DataError("no such file")), (1, UsageError("no such field"))):
+            with pytest.raises((SystemExit, UsageError)) as ended:
+                fail_together(error if rank == failing else None)
+            seen[f"failed on {failing}"] = ended.value.code if isinstance(ended.value, SystemExit) else str(ended.value)
+    storage.write_json(root / f"rank-{rank}.json", seen)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("ranks")
+    codes, error = run_ranks("training.test_distributed:several_things", root)
+    assert codes == [0, 0], error
+    return root
+
+
+def newest(directory: Path):
+    found = Checkpoints(directory / "checkpoints", 2).newest(pytest.fail)
     assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", ["two", "accumulated", "stopped"])
+def test_two_ranks_train_what_one_does(done, tmp_path, name):
+    whole = trainer_of(tmp_path / "one")
+    expected = whole.fit()
+    found, wanted = newest(done / name), whole.snapshot()
     assert found.raw is not None
-    for name, tensor in whole.snapshot().raw.items():  # type: ignore[union-attr]
-        assert (tensor - found.raw[name]).abs().max() < 1e-10, name
+    assert wanted.raw is not None
+    for one, other in ((found.raw, wanted.raw), (found.objective, wanted.objective), (found.optimizer, wanted.optimizer)):
+        assert one.keys() == other.keys()
+        assert all((one[key] - other[key]).abs().max() < 1e-10 for key in one)
     assert found.trainer["samples"] == expected["samples"] == 80
     assert found.trainer["last"]["loss"] == pytest.approx(expected["loss"], abs=1e-10)
+    steps = [line["step"] for line in log_lines(done / name) if line["kind"] == "train"]
+    assert steps == list(range(1, 11)), "one rank writes the log"
+
+
+def test_a_signal_to_one_rank_stops_both_after_one_checkpoint(done):
+    seen = [storage.read_json(done / f"rank-{rank}.json") for rank in range(2)]
+    assert [one["stopped"] for one in seen] == [143, 143]
+    assert (done / "stopped" / "checkpoints" / "step-00000006").is_dir()
+
+
+@guards("training.parallel.decomposes", "training.parallel.batch_norm")
+def test_what_does_not_come_apart_is_refused_by_name(done):
+    assert not (done / "refused" / "run.json").exists()
+
+
+def test_a_failure_on_one_rank_ends_all_and_is_said_once(done):
+    first, second = (storage.read_json(done / f"rank-{rank}.json") for rank in range(2))
+    assert "holds a run at step 10" in first["refused"]
+    assert second["refused"] == 2
+    assert (first["failed on 0"], second["failed on 0"]) == ("no such file", 65)
+    assert (first["failed on 1"], second["failed on 1"]) == (2, "no such field")
+
+
+def one_dies(folder: str) -> None:
+    """Rank 1 is killed in its fifth step."""
+    die = {4: lambda: os.kill(os.getpid(), signal.SIGKILL)}
+    with distributed.process_group(CPU, 60.0):
+        trainer_of(Path(folder) / "run", calls=die if distributed.rank() else None, checkpoint_every=2).fit()
+
+
+def test_a_rank_that_dies_ends_the_others_soon_and_with_one_line(tmp_path):
+    began = time.monotonic()
+    codes, error = run_ranks("training.test_distributed:one_dies", tmp_path)
+    assert codes == [1, -signal.SIGKILL]
+    assert "TrainingError: another process of this training ended or no longer answers" in error
+    assert time.monotonic() - began < 60
+    assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000004\n"

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deftly.run import Run, train
+from deftly.training import distributed
 from deftly.training.tensorboard import TensorBoardConfig
 from deftly.training.wandb import WandbConfig
 from deftly.types import UsageError
@@ -30,7 +31,8 @@ USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--
   --resume goes on with the run in DIR, and begins one where there is none: the same command starts and restarts
   --allow-change FIELD lets a resumed run go on with another value: training.steps, a whole part such as training, or dataset
   --track shows the log, which is always in metrics.jsonl, elsewhere too; a resumed run may change that
-  `deftly train NAME --fields` lists every field with its value"""
+  `deftly train NAME --fields` lists every field with its value
+  torchrun --nproc-per-node 2 -m deftly train NAME ...: several processes, each with its share of every batch"""
 
 TRACKERS = {"tensorboard": TensorBoardConfig(), "wandb": WandbConfig(), "wandb:online": WandbConfig(mode="online")}
 
@@ -54,20 +56,27 @@ def main(arguments: list[str]) -> None:
     if own.help or own.name is None:
         print("usage:", usage)
         return
-    run = override(find_run(own.name, own.small), ["--help"] if own.fields else fields)
-    if own.track:
-        run = run.replace(training=run.training.replace(trackers=tuple(TRACKERS[name] for name in own.track)))
-    directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
-    if own.allow_change and (run.training.start.path is None or run.training.start.weights):
-        if not own.resume:
-            raise UsageError(
-                "--allow-change is for a run that goes on: add --resume, or name the run that goes on in --training.start.path"
-            )
-        if not directory.exists():
-            raise UsageError(f"--allow-change: there is no run in {directory} that could change; give the run's directory as --out")
-    if own.resume and not directory.exists():  # the first time of a command that is repeated until it succeeds
+    with distributed.said_once():
+        run = override(find_run(own.name, own.small), ["--help"] if own.fields else fields)
+        if own.track:
+            run = run.replace(training=run.training.replace(trackers=tuple(TRACKERS[name] for name in own.track)))
+        directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
+        check_change(own.allow_change, own.resume, run, directory)
+    if own.resume and not directory.exists() and distributed.is_spokesman():  # the first of several tries
         print(f"--resume: there is no run in {directory} yet, so it begins at its first step", file=sys.stderr)
-    print_summary(train(run, directory, resume=own.resume, device=own.device, allow_change=own.allow_change), directory)
+    summary = train(run, directory, resume=own.resume, device=own.device, allow_change=own.allow_change)
+    if distributed.is_spokesman():
+        print_summary(summary, directory)
+
+
+def check_change(allow_change: list[str], resume: bool, run: Run, directory: Path) -> None:
+    """Raise `UsageError` where `--allow-change` speaks of a run that is not there."""
+    if not allow_change or (run.training.start.path is not None and not run.training.start.weights):
+        return
+    if not resume:
+        raise UsageError("--allow-change is for a run that goes on: add --resume, or name the run that goes on in --training.start.path")
+    if not directory.exists():
+        raise UsageError(f"--allow-change: there is no run in {directory} that could change; give the run's directory as --out")
 
 
 def default_directory(name: str, run: Run, resume: bool) -> Path:

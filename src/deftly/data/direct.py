@@ -21,7 +21,7 @@ from deftly.data.augment import AugmentConfig
 from deftly.data.dataset import Dataset
 from deftly.data.order import BlockOrder
 from deftly.data.store import decode_into
-from deftly.data.windows import Selection, episode_of, locate, moved
+from deftly.data.windows import Selection, Share, episode_of, locate, moved
 from deftly.data.workers import Workers
 
 
@@ -42,8 +42,8 @@ class VideoFrames:
         wanted, places = np.unique(seen, return_inverse=True)
         return moved(self.decode(wanted), places.reshape(seen.shape), key, augmentation, self.contract)
 
-    def feed(self, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig, workers: int) -> BlockFeed:
-        return BlockFeed(self, BlockOrder(selection, seed, self.shuffled_together), augmentation, workers)
+    def feed(self, selection: Selection, seed: int, share: Share, augmentation: AugmentConfig, workers: int) -> BlockFeed:
+        return BlockFeed(self, BlockOrder(selection, seed, self.shuffled_together), share.batch, augmentation, workers)
 
     def decode(self, rows: Int64[np.ndarray, "m"]) -> dict[str, UInt8[np.ndarray, "m s s 3"]]:
         """Frames at the size that is stored, for rows in rising order."""
@@ -110,10 +110,11 @@ class Block:
 
 
 class BlockFeed:
-    """The images of consecutive samples of a `BlockOrder`."""
+    """The images of a `BlockOrder`'s batches, whose first samples are `step` apart. Whoever asks for a share of each decodes all of them:
+    what is shuffled together must be in memory together."""
 
-    def __init__(self, frames: VideoFrames, order: BlockOrder, augmentation: AugmentConfig, workers: int) -> None:
-        self.frames, self.order, self.augmentation, self.workers = frames, order, augmentation, workers
+    def __init__(self, frames: VideoFrames, order: BlockOrder, step: int, augmentation: AugmentConfig, workers: int) -> None:
+        self.frames, self.order, self.step, self.augmentation, self.workers = frames, order, step, augmentation, workers
         self.source = DecodedPieces(frames, order)
         self._processes: Workers | None = None
         self.close()
@@ -129,8 +130,8 @@ class BlockFeed:
             rows = self.order.selection.rows(part.window)
             seen = locate(self.frames.episode_start, rows, contract.window)[1].observation
             found.append(moved(block.frames, block.places(part.piece, seen), part.key, self.augmentation, contract))
-        self._prepare_next(start + count)
-        self._at = start + count
+        self._prepare_next(start + self.step)
+        self._at = start + self.step
         return {camera: torch.cat([images[camera] for images in found]) for camera in found[0]}
 
     def kill(self) -> None:
@@ -141,7 +142,7 @@ class BlockFeed:
     def close(self) -> None:
         """Stop the processes and forget what is decoded; `images` goes on from anywhere."""
         self.kill()
-        self._at = -1  # the sample that follows what was asked for last
+        self._at = -1  # the sample that is asked for next
         self._processes = None
         self._decoded = 0  # pieces, counted over all epochs
         self._blocks: dict[tuple[int, int], Block] = {}

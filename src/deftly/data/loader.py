@@ -22,7 +22,7 @@ from deftly.data.augment import OFF, AugmentConfig, Colours, augment_colour, col
 from deftly.data.mixup import mixup
 from deftly.data.order import Ahead
 from deftly.data.prefetch import Prefetch, is_core_free
-from deftly.data.windows import Selection, Windows
+from deftly.data.windows import Selection, Share, Windows
 from deftly.randomness import sample_keys
 from deftly.types import Batch, DataError, Stream
 
@@ -41,8 +41,9 @@ class Made(NamedTuple):
 class Loader(Stream):
     """Batches of windows on `device`.
 
-    `next()` is the endless training stream: shuffled, augmented. `batches()` is one finite pass in fixed order without augmentation, whose
-    last batch may be smaller: what validation uses. The next batch is made in a thread while the one before is used (`prefetch.py`).
+    `next()` is the endless training stream: shuffled, augmented; of several processes each has a share of every batch. `batches()` is one
+    finite pass in fixed order without augmentation, whose last batch may be smaller: what validation uses. The next batch is made in a
+    thread while the one before is used (`prefetch.py`).
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class Loader(Stream):
         workers: int = 0,
         augmentation: AugmentConfig = OFF,
         device: torch.device | str = "cpu",
+        share: Share | None = None,
         watch: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`selection` holds the windows to draw from. `watch` tells what of the dataset has changed, if anything: `Dataset.changed`."""
+        """`selection` holds the windows to draw from, `share` which samples of each batch are given, all by default. `watch` tells what of
+        the dataset has changed, if anything: `Dataset.changed`."""
         if not len(selection):
             raise DataError("there is no window to load: the episodes of this split are empty")
         self.windows, self.selection = windows, selection
@@ -65,7 +68,8 @@ class Loader(Stream):
         self.augmentation, self.device = augmentation, torch.device(device)
         self.consumed = 0  # samples that were given
         self._watch, self._watch_next = watch, 0.0
-        self.feed = windows.frames.feed(selection, seed, batch_size, augmentation, workers)
+        self.share = share or Share(batch_size, 0, batch_size)
+        self.feed = windows.frames.feed(selection, seed, self.share, augmentation, workers)
         self._colours = Ahead(self.feed.order, self._draw_colours, _samples)
         self._prefetch = Prefetch(self.make, functools.partial(is_core_free, self.device))
 
@@ -86,11 +90,13 @@ class Loader(Stream):
         return batch
 
     def make(self, start: int) -> Made:
-        """Samples start .. start + batch_size - 1, as far as they can be made without the device; the stream stands where it stood."""
-        images = self.feed.images(start, self.batch_size)
-        index, key = self.feed.order.take(start, self.batch_size)
+        """This share of samples start .. start + batch_size - 1, as far as they can be made without the device; the stream stands where
+        it stood."""
+        start, count = start + self.share.first, self.share.count
+        images = self.feed.images(start, count)
+        index, key = self.feed.order.take(start, count)
         batch = self.windows.build(self.selection.rows(index), key, images, self.augmentation, reword=True)
-        colours = self._colours.take(start, self.batch_size)
+        colours = self._colours.take(start, count)
         return Made(batch, colours) if self.device.type != "cpu" else Made(self._finished(batch, colours), None)
 
     def finish(self, made: Made) -> Batch:
@@ -102,7 +108,7 @@ class Loader(Stream):
         self.consumed += self.batch_size
 
     def batches(self) -> Iterator[Batch]:
-        """Every window once, in the dataset's order, never augmented; does not move the stream."""
+        """Every window once, in the dataset's order, never augmented; does not move the stream. Of several processes each is given all."""
         for start in range(0, len(self.selection), self.batch_size):
             index = torch.arange(start, min(start + self.batch_size, len(self.selection)))
             key, rows = sample_keys(self.seed, torch.zeros_like(index), index), self.selection.rows(index.numpy())

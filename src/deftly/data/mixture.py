@@ -22,6 +22,7 @@ from deftly.contract import CameraRole, Embodiment, MixedCamera
 from deftly.data.loader import Loader, Made
 from deftly.data.measure import Part
 from deftly.data.prefetch import Prefetch, is_core_free
+from deftly.data.windows import Share
 from deftly.types import Batch, DataError, Stream, Tokens, UsageError
 
 Balance = Literal["frame", "episode", "task"]
@@ -120,11 +121,38 @@ def factors_of(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, .
     return tuple(share / total * size / count for share, count in zip(shares, counts, strict=True))
 
 
-def join(batches: Sequence[Batch]) -> Batch:
-    """One batch out of several with the same fields; each one's samples are spread evenly over it, so that micro-batches are alike."""
-    place = np.concatenate([(np.arange(len(batch)) + 0.5) / len(batch) for batch in batches])
-    order = torch.from_numpy(np.argsort(place, kind="stable")).to(batches[0].key.device)
-    return Batch(**{item.name: _joined([getattr(batch, item.name) for batch in batches], order) for item in fields(Batch)})
+def spread(counts: Sequence[int]) -> Int64[np.ndarray, "b"]:
+    """The samples of a batch, numbered dataset by dataset, in their order in it: each dataset's lie evenly, so that micro-batches are
+    alike."""
+    place = np.concatenate([(np.arange(count) + 0.5) / count for count in counts])
+    return np.argsort(place, kind="stable")
+
+
+def shares_of(counts: Sequence[int], whole: Share) -> list[Share]:
+    """What of each dataset's samples lies in a share of the whole batch; nothing, for a small one."""
+    mine = np.sort(spread(counts)[whole.first : whole.stop])
+    ends = np.cumsum(counts)
+    edges = np.searchsorted(mine, np.concatenate([[0], ends]))
+    starts = (int(mine[edge]) if edge < len(mine) else 0 for edge in edges[:-1])
+    return [
+        Share(count, first - int(end) + count if size else 0, int(size))
+        for count, end, first, size in zip(counts, ends, starts, np.diff(edges), strict=True)
+    ]
+
+
+def order_of(shares: Sequence[Share]) -> Int64[np.ndarray, "b"]:
+    """In which order the samples of each dataset's share, one dataset after the other, stand in the joined batch."""
+    counts = [share.batch for share in shares]
+    begins = np.cumsum([0, *counts[:-1]])
+    have = np.concatenate([begin + np.arange(share.first, share.stop) for begin, share in zip(begins, shares, strict=True)])
+    order = spread(counts)
+    return np.searchsorted(have, order[np.isin(order, have)])
+
+
+def join(batches: Sequence[Batch], order: Int64[np.ndarray, "b"]) -> Batch:
+    """One batch out of several with the same fields: the samples of all, one batch after the other, put in an order."""
+    there = torch.from_numpy(order).to(batches[0].key.device)
+    return Batch(**{item.name: _joined([getattr(batch, item.name) for batch in batches], there) for item in fields(Batch)})
 
 
 def _joined(values: list[Any], order: Int64[Tensor, "b"]) -> Any:
@@ -142,17 +170,22 @@ def _joined(values: list[Any], order: Int64[Tensor, "b"]) -> Any:
 
 
 class MadeParts(NamedTuple):
-    """What each loader made, and the batch where it needs nothing of a device."""
+    """What each loader made that has a part in the batch, and the batch where it needs nothing of a device."""
 
     parts: list[Made]
     joined: Batch | None
 
 
 class Mixture(Stream):
-    """Batches with a fixed number of samples from each loader's own stream, whose weights are multiplied by its factor."""
+    """Batches with a fixed number of samples from each loader's own stream, whose weights are multiplied by its factor.
+
+    Loaders with a share (`shares_of`) make the same share of the joined batch.
+    """
 
     def __init__(self, loaders: Sequence[Loader], factors: Sequence[float]) -> None:
         self.loaders, self.factors = tuple(loaders), tuple(factors)
+        self._order = order_of([loader.share for loader in loaders])
+        self._given = [(loader, factor) for loader, factor in zip(loaders, factors, strict=True) if loader.share.count]
         # one for all: where one of them starts worker processes, no other one computes
         self._prefetch = Prefetch(self._make, functools.partial(is_core_free, self.loaders[0].device))
 
@@ -163,23 +196,24 @@ class Mixture(Stream):
     def next(self) -> Batch:
         for loader in self.loaders:
             loader.check_unchanged()
-        starts = [loader.consumed for loader in self.loaders]
-        following = [loader.consumed + loader.batch_size for loader in self.loaders]
+        starts = [loader.consumed for loader, _ in self._given]
+        following = [loader.consumed + loader.batch_size for loader, _ in self._given]
         made = self._prefetch.take(starts, following)
         batch = made.joined
         if batch is None:
-            batch = self._join([loader.finish(part) for loader, part in zip(self.loaders, made.parts, strict=True)])
+            batch = self._join([loader.finish(part) for (loader, _), part in zip(self._given, made.parts, strict=True)])
         for loader in self.loaders:
             loader.count()
         return batch
 
     def _make(self, starts: Sequence[int]) -> MadeParts:
-        parts = [loader.make(start) for loader, start in zip(self.loaders, starts, strict=True)]
+        parts = [loader.make(start) for (loader, _), start in zip(self._given, starts, strict=True)]
         is_ready = all(part.colours is None for part in parts)
         return MadeParts(parts, self._join([part.batch for part in parts]) if is_ready else None)
 
     def _join(self, batches: Sequence[Batch]) -> Batch:
-        return join([replace(batch, weight=batch.weight * factor) for batch, factor in zip(batches, self.factors, strict=True)])
+        weighed = [replace(batch, weight=batch.weight * factor) for batch, (_, factor) in zip(batches, self._given, strict=True)]
+        return join(weighed, self._order)
 
     def state(self) -> dict[str, Any]:
         return {"sources": [loader.state() for loader in self.loaders]}

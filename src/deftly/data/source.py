@@ -32,13 +32,13 @@ from deftly.data.language.augment import NOT_REWORDED, Augmenter, LanguageConfig
 from deftly.data.language.texts import spoken
 from deftly.data.loader import Loader
 from deftly.data.measure import Part, blocks, cached_statistics, check_numbers, mirrored
-from deftly.data.mixture import Balance, Common, Mixture, counts_of, factors_of, in_common, robots_of, sample_weights, sizes_of
+from deftly.data.mixture import Balance, Common, Mixture, counts_of, factors_of, in_common, robots_of, sample_weights, shares_of, sizes_of
 from deftly.data.prepared import Prepared, TrainingData
 from deftly.data.split import Split, check_split, split_episodes
 from deftly.data.store import FrameStore, default_cache
 from deftly.data.stored import Frames
 from deftly.data.tokenizer import TextTokenizer
-from deftly.data.windows import Selection, Windows
+from deftly.data.windows import Selection, Share, Windows, share_of
 from deftly.randomness import seed_of
 from deftly.sim.processes import usable_cores
 from deftly.types import UsageError
@@ -108,8 +108,10 @@ class DataConfig(Config):
         executed_steps: int,
         cache_dir: Path | None = None,
         episodes: tuple[np.ndarray, np.ndarray] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> TrainingData:
         """Open, check, split, measure, decode. `episodes` = (training ids, validation ids) replaces the split of a single dataset.
+        `share` = (rank, ranks): each of several processes is given its stretch of every batch.
 
         Raises `UsageError` for settings that do not fit the data, `DataError` for data that is broken; each in one line.
         """
@@ -121,6 +123,9 @@ class DataConfig(Config):
             raise UsageError("a split by hand, or folds, are of a single dataset: leave data.mixture out")
         if self.depth and (self.mixture or self.frames == "video"):
             raise UsageError("depth is read from a store, of a single dataset: set frames = store and leave data.mixture out")
+        whole = share_of(self.batch_size, *share)
+        if self.augmentation.mixup and share[1] > 1:  # guard: data.share.mixup
+            raise UsageError("augmentation.mixup looks for partners in the whole batch, which no single process has: set it to 0")
         opened = self._open(seed, cache_dir, episodes)
         common = in_common([one.robot for one in opened], [one.cameras for one in opened]) if self.mixture else None
         sentences = [sentence for one in opened for sentence in sentences_of(one.dataset.tasks, one.training)]
@@ -134,8 +139,9 @@ class DataConfig(Config):
         weights = [1.0, *(source.weight for source in self.mixture)]
         shares = [size * weight for size, weight in zip(sizes, weights, strict=True)]
         counts = counts_of(shares, self.batch_size)
+        given = shares_of(counts, whole)
         parts = tuple(
-            self._load(one, encoders[number], number, counts[number], heard.augmenter, seed, device) for number, one in enumerate(opened)
+            self._load(one, encoders[number], number, given[number], heard.augmenter, seed, device) for number, one in enumerate(opened)
         )
         train = Mixture([part.train for part in parts], factors_of(shares, counts)) if self.mixture else parts[0].train
         return TrainingData(parts, tokenizer, train, [*dict.fromkeys(note for one in opened for note in one.notes), *heard.notes])
@@ -205,7 +211,7 @@ class DataConfig(Config):
         one: Opened,
         encoder: ObservationEncoder,
         number: int,
-        batch_size: int,
+        share: Share,
         augmenter: Augmenter | None,
         seed: int,
         device: torch.device | str,
@@ -216,13 +222,14 @@ class DataConfig(Config):
         frames = self._frames(one, contract)
         weights = sample_weights(self.balance, one.training)
         windows = Windows(one.columns, frames, encoder, dataset.tasks, augmenter, weights=weights, source=number)
-        workers = -(-self.workers * batch_size // self.batch_size)  # of a mixture's workers, this dataset's share
+        workers = -(-self.workers * share.batch // self.batch_size)  # of a mixture's workers, this dataset's share
         training = Selection(dataset.episode_start, one.split[0])
         train = Loader(
             windows,
             training,
             seed=seed,
-            batch_size=batch_size,
+            batch_size=share.batch,
+            share=share,
             workers=workers,
             augmentation=one.augmentation,
             device=device,

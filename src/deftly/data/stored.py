@@ -13,7 +13,7 @@ from deftly.data.augment import AugmentConfig
 from deftly.data.depth import DepthStore, moved_depth
 from deftly.data.order import Ahead, Order
 from deftly.data.store import FrameStore
-from deftly.data.windows import Selection, locate, maps_of, moved
+from deftly.data.windows import Selection, Share, locate, maps_of, moved
 from deftly.data.workers import Workers
 
 
@@ -46,21 +46,21 @@ class Frames:
             images |= moved_depth(self.depth.frames, seen, key, augmentation.mirror, self.contract, maps)
         return images
 
-    def feed(self, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig, workers: int) -> StoreFeed:
-        return StoreFeed(OrderedFrames(self, selection, Order(len(selection), seed), batch_size, augmentation), workers)
+    def feed(self, selection: Selection, seed: int, share: Share, augmentation: AugmentConfig, workers: int) -> StoreFeed:
+        return StoreFeed(OrderedFrames(self, selection, Order(len(selection), seed), share.count, augmentation), share.batch, workers)
 
 
 class OrderedFrames:
-    """Stream position -> the images of that batch: what a worker process runs."""
+    """Stream position -> the images of the `count` samples from there: what a worker process runs."""
 
-    def __init__(self, frames: Frames, selection: Selection, order: Order, batch_size: int, augmentation: AugmentConfig) -> None:
+    def __init__(self, frames: Frames, selection: Selection, order: Order, count: int, augmentation: AugmentConfig) -> None:
         self.frames, self.selection, self.order = frames, selection, order
-        self.batch_size, self.augmentation = batch_size, augmentation
+        self.count, self.augmentation = count, augmentation
         self.maps = Ahead(order, functools.partial(maps_of, augmentation=augmentation, contract=frames.contract), _samples)
 
     def __getitem__(self, job: int) -> dict[str, Tensor]:
-        index, key = self.order.take(job, self.batch_size)
-        maps = self.maps.take(job, self.batch_size)
+        index, key = self.order.take(job, self.count)
+        maps = self.maps.take(job, self.count)
         return self.frames.read(self.selection.rows(index), key, self.augmentation, maps)
 
 
@@ -69,10 +69,10 @@ def _samples(maps: Float32[np.ndarray, "cameras m 2 3"], part: slice) -> Float32
 
 
 class StoreFeed:
-    """Batch after batch."""
+    """Batch after batch, whose first samples are `step` apart."""
 
-    def __init__(self, source: OrderedFrames, workers: int) -> None:
-        self.source, self.order, self.workers = source, source.order, workers
+    def __init__(self, source: OrderedFrames, step: int, workers: int) -> None:
+        self.source, self.order, self.step, self.workers = source, source.order, step, workers
         self._processes: Workers | None = None
         self.close()
 
@@ -82,9 +82,9 @@ class StoreFeed:
             self.close()
         self._at = -1  # until it is done: an interrupt may leave the processes anywhere
         if self._processes is None:
-            self._processes = Workers(self.source, start, count, self.workers)
+            self._processes = Workers(self.source, start, self.step, self.workers)
         images = self._processes.next()
-        self._at = start + count
+        self._at = start + self.step
         return images
 
     def kill(self) -> None:
@@ -95,5 +95,5 @@ class StoreFeed:
     def close(self) -> None:
         """Stop the processes; the next batch may be anywhere."""
         self.kill()
-        self._at = -1  # the sample that follows what was asked for last
+        self._at = -1  # the sample that is asked for next
         self._processes = None

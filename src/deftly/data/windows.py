@@ -28,7 +28,7 @@ from deftly.data.language.augment import Augmenter
 from deftly.data.language.texts import Texts
 from deftly.data.mirror import draw_mirrored, mirror_action, mirror_state
 from deftly.data.warp import draw_maps, warp
-from deftly.types import Batch
+from deftly.types import Batch, UsageError
 
 
 class WindowRows(NamedTuple):
@@ -104,6 +104,26 @@ class WindowOrder(Protocol):
         ...
 
 
+class Share(NamedTuple):
+    """Which samples of every batch are made here: one process makes all, one of several a stretch of them."""
+
+    batch: int
+    """Samples in the whole batch."""
+    first: int
+    count: int
+
+    @property
+    def stop(self) -> int:
+        return self.first + self.count
+
+
+def share_of(batch: int, rank: int = 0, ranks: int = 1) -> Share:
+    """The stretch of process `rank` of `ranks`. Raises `UsageError` where the stretches would not be equal."""
+    if batch % ranks:  # guard: data.share.divides
+        raise UsageError(f"data.batch_size {batch} does not divide into {ranks} processes; it counts the samples of all of them together")
+    return Share(batch, rank * (batch // ranks), batch // ranks)
+
+
 class Feed(Protocol):
     """The images of an endless stream, prepared in its order."""
 
@@ -111,7 +131,7 @@ class Feed(Protocol):
     def order(self) -> WindowOrder: ...
 
     def images(self, start: int, count: int) -> dict[str, Tensor]:
-        """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; asked for one batch after the other."""
+        """Camera -> uint8 [count t h w 3] of samples start .. start + count - 1; asked for the share of one batch after the other."""
         ...
 
     def kill(self) -> None:
@@ -133,7 +153,7 @@ class FrameSource(Protocol):
         `depth.PREFIX`, -> uint16 [b t h w] millimetres."""
         ...
 
-    def feed(self, selection: Selection, seed: int, batch_size: int, augmentation: AugmentConfig, workers: int) -> Feed:
+    def feed(self, selection: Selection, seed: int, share: Share, augmentation: AugmentConfig, workers: int) -> Feed:
         """The images of an endless, shuffled stream of windows; `workers` processes prepare them, or with 0 this one."""
         ...
 

@@ -67,6 +67,8 @@ class TrainingConfig(Config):
     threads: int | None = pydantic.Field(default=None, gt=0)
     """Threads of torch on the CPU; null: as they are. Part of what bit-exact resume needs to be the same."""
     channels_last: bool = False
+    rank_timeout_s: float = pydantic.Field(default=600.0, gt=0)
+    """With several processes: how long one waits for the others before all give up."""
     deterministic: bool = True
     """On CUDA: algorithms that give the same bits every time (the CPU always does)."""
 

@@ -1,12 +1,29 @@
-"""What ranks tell each other. Every function is the identity when `torch.distributed` is not initialised."""
+"""What ranks tell each other. Everything here is the identity when one process trains alone.
+
+Ranks are processes that a launcher such as torchrun has started with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in their
+environment. How an objective is spread over them is in `parallel.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+
+from deftly.training.guard import TrainingError
+from deftly.types import UsageError
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+PATIENCE = timedelta(days=1)  # for one rank that decodes a dataset while the others wait; one that died is noticed at once all the same
+LOST = ("gloo", "nccl", "connection", "timed out", "socket")  # what the words of a failed collective hold, whichever library failed
+
+_patient: tuple[object, Any] | None = None  # (the group that it is a copy of, one that waits for PATIENCE)
 
 
 def active() -> bool:
@@ -30,16 +47,165 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 def any_rank(is_so: bool) -> bool:
     """Whether it is so on any rank."""
+    return most_over_ranks(int(is_so)) > 0
+
+
+def most_over_ranks(value: int) -> int:
+    """The largest of a number that each rank has, on each of them. Goes over the CPU and does not wait for the device."""
     if not active():
-        return is_so
-    flag = torch.tensor(float(is_so), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    return bool(sum_over_ranks(flag))
+        return value
+    number = torch.tensor(value)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Gradients summed, not averaged: losses are already divided by the counts of all ranks. No gradient counts as zero."""
+def as_on_main(value: float) -> float:
+    """The number that rank 0 has: what all ranks compute in the same way may differ in its last bit where their devices do."""
+    if not active():
+        return value
+    number = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(number, 0)
+    return float(number)
+
+
+# -- joining and leaving -------------------------------------------------------------------------------------------------------------
+
+
+def launched() -> int:
+    """How many processes the launcher has started; 1 without one. `UsageError` when its variables are incomplete."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        return 1
+    wrong = [name for name in VARIABLES if not os.environ.get(name, "").strip()] + ([] if size.isdigit() else ["WORLD_SIZE"])
+    if wrong:  # guard: training.distributed.variables
+        raise UsageError(f"WORLD_SIZE is {size!r}, but {wrong[0]} is not what a launcher sets: start with torchrun, or unset WORLD_SIZE")
+    return int(size)
+
+
+def is_spokesman() -> bool:
+    """Whether this process is the one of those launched together that prints."""
+    return os.environ.get("RANK", "0") == "0" or launched() == 1
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """For a mistake that every process finds by itself, before they know of each other: one of them says it, the others end."""
+    try:
+        yield
+    except UsageError as error:
+        if is_spokesman():
+            raise
+        raise SystemExit(error.exit_code) from None
+
+
+def device_of_rank(name: str) -> str:
+    """The device that `name` (auto, cpu, cuda) means on this rank: with several on a machine, each has a GPU of its own."""
+    if launched() == 1 or name == "cpu" or not torch.cuda.is_available():
+        return name
+    if name not in ("auto", "cuda"):  # guard: training.distributed.one_device
+        raise UsageError(f"--device {name} for all of {launched()} processes: leave it out, and each has a GPU of its own")
+    local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+    if processes > there:  # guard: training.distributed.devices
+        raise UsageError(f"{processes} processes on a machine with {there} GPUs: start --nproc-per-node {there}, or pass --device cpu")
+    return f"cuda:{local}"
+
+
+@contextmanager
+def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
+    """Join the ranks that were launched with this one, and leave them at the end, errors included. Alone it does nothing.
+
+    Whoever waits longer than `timeout_s` for the others gives up: no rank outlives another one for longer.
+    """
+    if launched() == 1 or (dist.is_available() and dist.is_initialized()):
+        yield
+        return
+    if not dist.is_available():  # guard: training.distributed.available
+        raise UsageError("this build of torch cannot train with several processes: install another one, or start a single process")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with stopping_with_the_others(True):
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device if device.type == "cuda" else None)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def stopping_with_the_others(is_launched: bool | None = None) -> Iterator[None]:
+    """A collective that fails because a rank is gone becomes one line, said by rank 0; the rank that is gone has said why."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (active() if is_launched is None else is_launched) or isinstance(error, TrainingError) or not _is_lost(error):
+            raise
+        if not is_spokesman():
+            raise SystemExit(TrainingError.exit_code) from None
+        words = " ".join(str(error).split())[:120]
+        raise TrainingError(
+            f"another process of this training ended or no longer answers ({words}); its own message says why: start all of them again "
+            "with --resume"
+        ) from None
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in LOST)
+
+
+# -- agreeing --------------------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is inside is done by all ranks at once. When it fails on some, it ends all: the first of those with its error, the others with
+    the same exit code and without a word."""
+    if not active():
+        yield
+        return
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as failed:
+        error = failed
+    _go_on(error)
+
+
+@contextmanager
+def first_alone(*, per_machine: bool = False) -> Iterator[None]:
+    """What is inside is done by rank 0 (`per_machine`: by the first rank of each machine), and then by all others at once: who comes first
+    makes what the others find. A failure ends all, as in `together`."""
+    if not active():
+        yield
+        return
+    is_first = (int(os.environ.get("LOCAL_RANK", rank())) if per_machine else rank()) == 0
+    if not is_first:
+        _go_on(None)
+    with together():
+        yield
+    if is_first:
+        _go_on(None)
+
+
+def wait_for_all() -> None:
+    """Come back when every rank has called this."""
     if active():
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+        _go_on(None)
+
+
+def _go_on(error: Exception | None) -> None:
+    """Wait for all ranks. When some have failed, the first of them raises its error, and the others end."""
+    global _patient
+    codes = torch.zeros(world_size(), dtype=torch.int64)
+    codes[rank()] = 0 if error is None else getattr(error, "exit_code", TrainingError.exit_code)
+    with stopping_with_the_others():
+        if _patient is None or _patient[0] is not dist.group.WORLD:
+            _patient = dist.group.WORLD, dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.all_reduce(codes, group=_patient[1])
+    failed = codes.nonzero()[:, 0].tolist()
+    if failed and failed[0] == rank():
+        assert error is not None
+        raise error
+    if failed:
+        raise SystemExit(int(codes[failed[0]]))

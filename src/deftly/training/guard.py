@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ NON_FINITE, SPIKE = "non-finite", "spike"
 
 class TrainingError(RuntimeError):
     """Training cannot go on. One line: what, at which step, with which episodes. Exit code 70."""
+
+    exit_code: ClassVar[int] = 70
 
 
 class Guard:

@@ -51,13 +51,14 @@ def environment(config: TrainingConfig, device: torch.device) -> dict[str, Any]:
 
 FREE = tuple(f"training.{name}" for name in TrainingConfig.FREE)  # where a run's config has its training
 DATASET = "dataset"  # what `allowed` calls the data itself, as opposed to the config's fields
+RANKS = "ranks"  # and the number of processes
 
 
 def require_same_run(ours: Identity, snapshot: Snapshot, where: Path, allowed: Sequence[str] = ()) -> list[str]:
     """Raise one line that names the differing fields, or return notes on what keeps the resumed run from being bit-identical.
 
-    `allowed` are fields that may have changed: `training.steps`, a whole part of the config such as `training`, or `dataset`. Those that
-    cannot change a weight (`TrainingConfig.FREE`) always may.
+    `allowed` are fields that may have changed: `training.steps`, a whole part of the config such as `training`, `dataset`, or `ranks`.
+    Those that cannot change a weight (`TrainingConfig.FREE`) always may.
     """
     state, mine = snapshot.trainer, ours.to_dict()
     config = differences(snapshot.run, ours.run)
@@ -78,10 +79,11 @@ def require_same_run(ours: Identity, snapshot: Snapshot, where: Path, allowed: S
     changed = [
         line
         for line in differences({name: then[name] for name in fixed}, {name: now[name] for name in fixed})
-        if not _is_allowed(f"training.{line}", allowed)
+        if not _is_allowed(f"training.{line}", allowed) and not (_field(line) == RANKS and RANKS in allowed)
     ]
     if changed:
-        raise UsageError(f"{where}: {shortened(changed)}; resume as the run began, or start a new run directory")
+        remedy = f"go on with --allow-change {RANKS}, " if all(_field(line) == RANKS for line in changed) else ""
+        raise UsageError(f"{where}: {shortened(changed)}; resume as the run began, {remedy}or start a new run directory")
     notes = [f"changed from here on: {shortened(config + data)}"] if config or data else []
     changed = differences(then, now)
     return notes + ([f"WARNING: {shortened(changed)}: the run goes on, but not bit for bit as it would have"] if changed else [])
@@ -91,11 +93,11 @@ def check_allowed(allowed: Sequence[str], run: dict[str, Any]) -> None:
     """Every name must be a field of the run, or a part of it: a typing error must not pass for a change that did not happen."""
     for name in allowed:
         value: Any = run
-        for part in () if name == DATASET else name.split("."):
+        for part in () if name in (DATASET, RANKS) else name.split("."):
             if not isinstance(value, dict) or part not in value:
                 known = sorted(value) if isinstance(value, dict) else []
                 near = difflib.get_close_matches(part, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join([*known, DATASET])}"
+                hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join([*known, DATASET, RANKS])}"
                 raise UsageError(f"--allow-change {name}: the run has no such field; {hint}")
             value = value[part]
 

@@ -14,7 +14,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +113,26 @@ class Trainer:
         have changed since are refused, unless `allow_change` names them. Raises `UsageError` or
         `DataError` before the first step, `TrainingError` when training cannot go on, and `SystemExit(143)` after SIGTERM.
         """
-        alone = storage.lock(self.directory / LOCK, wait=False, who="trainer", remedy="stop it first") if self.is_main else nullcontext()
-        with alone, interruptible() as interrupt, self.journal.display, closing(self.journal), closing(self.saver):
-            self._begin(resume, allow_change)
+        others = distributed.stopping_with_the_others()
+        with (
+            ExitStack() as held,
+            interruptible(distributed.active()) as interrupt,
+            self.journal.display,
+            closing(self.journal),
+            closing(self.saver),
+            others,
+        ):
+            with distributed.first_alone():
+                if self.is_main:
+                    held.enter_context(storage.lock(self.directory / LOCK, wait=False, who="trainer", remedy="stop it first"))
+                self._begin(resume, allow_change)
             with session.recorded(self.directory, self.identity, lambda: self.step, self.journal.say) if self.is_main else nullcontext():
                 self.time.start()
                 while not self._is_over():
                     batch = self._take(interrupt)
                     clock = Clock(self.step, self.config.steps)
                     self._hooks(batch, self.update(batch, clock), self.update.learning_rate(clock))
+                    interrupt.agree(distributed.most_over_ranks)
                     if interrupt.signal is not None:
                         self._leave(interrupt)
             if self.early_stop.why is not None:
@@ -244,6 +255,7 @@ class Trainer:
             precision = autocast(self.device, self.config.precision)
             detail, measures = Detail(), Measures(self.config.measures, self.objective)
             loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device, detail, measures)
+        loss = distributed.as_on_main(loss)
         is_best = math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
         if is_best:
             self.best = {"step": self.step, "loss": loss}
@@ -266,6 +278,7 @@ class Trainer:
     def _leave(self, interrupt: Interrupt) -> None:
         """Save this step boundary and end with the exit code of the signal, or with `TrainingError` when it cannot be saved."""
         self._save(final=True)
+        distributed.wait_for_all()  # a launcher ends the others when one is gone
         self.journal.say(f"stopped by a signal after step {self.step} of {self.config.steps}; pass --resume to go on")
         raise SystemExit(interrupt.exit_code)
 

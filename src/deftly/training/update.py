@@ -1,7 +1,7 @@
 """One update of the weights: a batch in; gradients, their norm, the guard's verdict; then optimizer and average.
 
 cut the batch into micro-batches -> sum their counts over micro-batches and ranks
-each micro-batch: reseed the global generators, forward, backward
+each micro-batch: reseed the global generators, forward, backward; in the last one gradients are summed over ranks (`parallel.py`)
 clip -> is everything finite? if not: skip and count, before the update and never after -> optimizer -> average
 """
 
@@ -23,6 +23,7 @@ from deftly.training.guard import NON_FINITE, Guard, TrainingError
 from deftly.training.locate import Origin, locate
 from deftly.training.norms import ModuleNorms, Norms
 from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
+from deftly.training.parallel import spread
 from deftly.training.precision import LossScaler, autocast
 from deftly.training.state import check_not_saved, copies, load_strictly, saved_tensors
 from deftly.training.step import clip, total_counts
@@ -76,6 +77,7 @@ class Update:
         self.groups = Groups(objective, config.groups, config.schedule, config.steps)
         self.optimizer = config.optimizer.build(self.groups.parts)
         self.optimizer_names = optimizer_names(self.groups.parts)
+        self.parallel = spread(objective)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ema = Ema(objective, config.ema_decay, objective.not_saved) if config.ema_decay is not None else None
         self.scaler = LossScaler() if config.precision == "fp16" else None
@@ -86,11 +88,11 @@ class Update:
         """Forward, backward and, where everything is finite, the update of step `clock.step`."""
         if self.accumulation is None:
             self._find_accumulation(batch, clock)
-        self.groups.enter(clock)
+        if self.groups.enter(clock):
+            self.parallel = spread(self.objective)  # it counts on the parameters that learn
         self.guard.remember()
         values, loss = self._fitting_gradients(batch, clock)
         learning = self.groups.parameters()
-        distributed.sum_gradients(learning)
         if self.scaler is not None:
             self.scaler.unscale(learning)
         is_logged = (clock.step + 1) % self.config.log_every == 0 or clock.step + 1 == clock.total
@@ -189,13 +191,13 @@ class Update:
         loss = torch.zeros((), device=self.device)
         for number, part in enumerate(parts[:1] if only_first else parts):
             seed_global("training", self.seed, clock.step, number, distributed.rank())
-            with autocast(self.device, self.config.precision):
-                terms = self.objective(part, clock, counts)
-            part_loss = torch.stack([term.value * term.weight for term in terms.values() if term.weight]).sum()
-            (part_loss if self.scaler is None else self.scaler.scaled(part_loss)).backward()
+            with self.parallel.exchanging(number == len(parts) - 1 and not only_first):
+                with autocast(self.device, self.config.precision):
+                    part_loss, terms = self.parallel.loss(part, clock, counts)
+                (part_loss if self.scaler is None else self.scaler.scaled(part_loss)).backward()
             loss = loss + part_loss.detach()
             for name, term in terms.items():
-                values[name] = values[name] + term.value.detach() if name in values else term.value.detach()
+                values[name] = values[name] + term.value if name in values else term.value
         return values, loss
 
     def learning_rate(self, clock: Clock) -> float:
