@@ -38,6 +38,7 @@ HEAVY = {
     "tensorboard": ("training/tensorboard.py",),
     "wandb": ("training/wandb.py",),
     "matplotlib": ("cli/play.py",),
+    "ray": ("sim/cluster.py",),
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 

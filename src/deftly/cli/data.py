@@ -49,23 +49,28 @@ def main(arguments: list[str]) -> None:
         raise UsageError(f"there is no `data {name}`; {f'did you mean {near[0]!r}?' if near else 'there are: ' + ', '.join(COMMANDS)}")
 
 
-def generate(*, episodes: int, out: Path, workers: int = 0, seed: int = 0, image_size: int = 96, boxes: bool = True) -> None:
+def generate(
+    *, episodes: int, out: Path, workers: int = 0, executor: str = "local", seed: int = 0, image_size: int = 96, boxes: bool = True
+) -> None:
     """Make demonstrations with the scripted expert. Interrupted, the same command continues.
 
     Args:
         episodes: Successful demonstrations to make.
         out: Folder of the new dataset.
         workers: Worker processes; the result does not depend on it. 0 does everything in this process.
+        executor: Where the workers are: local, ray (started here), ray=HOST:PORT or ray=auto (a cluster; --out must be shared).
         seed: Different seeds give unrelated scenes.
         image_size: Side of the square images, pixels.
         boxes: Record where every object is seen in every image; every image is drawn twice for it (1.6 times the time).
     """
+    from deftly.cli.executor import using
     from deftly.data.generate import GenerateConfig
     from deftly.data.generate import generate as make
     from deftly.sim.tabletop import TabletopConfig
 
     config = GenerateConfig.parse({"world": TabletopConfig.parse({"image_size": image_size}, "--image-size"), "boxes": boxes}, "generate")
-    report = make(config, out, episodes, workers, seed)
+    with using(executor) as where:
+        report = make(config, out, episodes, workers, seed, where)
     if report["frames"]:
         rate = f"{report['frames']} new frames in {report['seconds']:.0f} s, {report['frames_per_s']:.0f} frames/s"
     else:

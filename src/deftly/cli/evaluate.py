@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deftly.agent import find_policy
+from deftly.cli.executor import using
 from deftly.data.dataset import Dataset
 from deftly.evaluation.baselines import BASELINES, Baseline
 from deftly.evaluation.closed_loop import evaluate
@@ -31,6 +32,7 @@ def command(
     episodes: int = 100,
     seed: int = 0,
     workers: int | None = None,
+    executor: str = "local",
     name: str | None = None,
     robot: str | None = None,
     baselines: tuple[Baseline, ...] = BASELINES,
@@ -45,6 +47,7 @@ def command(
         episodes: scenes; each is played by the policy and by every baseline.
         seed: which scenes; another seed gives an independent figure.
         workers: processes; by default one for each CPU core.
+        executor: where they are: local, ray (started here), ray=HOST:PORT or ray=auto (a cluster; the run must be on a shared folder).
         name: of the directory below RUN/evaluation; by default `final`, or the seed's when that is taken.
         robot: which robot the policy acts for, where it was trained on several; the first by default.
         baselines: what stands beside the policy.
@@ -62,18 +65,20 @@ def command(
     if videos < 0:
         raise UsageError(f"--videos {videos}: must be 0 or more")
     known = training_seeds(config)
-    summary = evaluate(
-        find_policy(run),
-        config.world,
-        root / chosen,
-        episodes=episodes,
-        seed=seed,
-        workers=workers,
-        baselines=baselines,
-        videos=videos,
-        training_seeds=known,
-        robot=robot,
-    )
+    with using(executor) as where:
+        summary = evaluate(
+            find_policy(run),
+            config.world,
+            root / chosen,
+            episodes=episodes,
+            seed=seed,
+            workers=workers,
+            baselines=baselines,
+            videos=videos,
+            training_seeds=known,
+            robot=robot,
+            executor=where,
+        )
     show(summary if known else {**summary, "notes": [*summary["notes"], SEEDS_UNKNOWN]}, root / chosen)
 
 

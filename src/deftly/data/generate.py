@@ -27,8 +27,8 @@ from deftly.data.merge import described, merge
 from deftly.data.schema import INFO_PATH
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.progress import Progress
-from deftly.sim import processes
 from deftly.sim.expert import DisturbanceConfig, Expert
+from deftly.sim.processes import LOCAL, Executor
 from deftly.sim.tabletop import Tabletop, TabletopConfig
 from deftly.types import DataError, UsageError
 
@@ -36,6 +36,7 @@ SHARDS = ".shards"
 POSE = ("x", "y", "z", "qw", "qx", "qy", "qz")  # metres, unit quaternion; all zero where a scene has fewer objects
 BOX = ("x0", "y0", "x1", "y1")  # pixels, ends exclusive; -1 where nothing of the object is seen
 ELSEWHERE = "choose another folder (deftly data generate --out, deftly demo --data)"
+UNSEEN_S = 90.0  # NFS keeps a folder's listing for up to 60 s
 VERSIONED = ("deftly", "mujoco", "numpy", "av", "pyarrow")  # other versions may give other bytes
 
 
@@ -52,9 +53,12 @@ class GenerateConfig(Config):
     """Scenes that are tried until the expert succeeds in one; it is a fault when none does."""
 
 
-def generate(config: GenerateConfig, out: Path, episodes: int, workers: int = 0, seed: int = 0) -> dict[str, Any]:
+def generate(
+    config: GenerateConfig, out: Path, episodes: int, workers: int = 0, seed: int = 0, executor: Executor = LOCAL
+) -> dict[str, Any]:
     """Make `episodes` successful demonstrations and leave a dataset in `out`; continues where an earlier call was interrupted.
 
+    `executor` says whose `workers` make the shards: they write them into `out` themselves.
     Returns {"episodes", "frames", "seconds", "frames_per_s", "shards_reused"}: time and rate are those of this call's own shards.
     Raises `UsageError` when `out` holds something else, or another process is generating into it.
     """
@@ -68,7 +72,7 @@ def generate(config: GenerateConfig, out: Path, episodes: int, workers: int = 0,
         shutil.rmtree(out / SHARDS, ignore_errors=True)
         return {"episodes": episodes, "frames": 0, "seconds": 0.0, "frames_per_s": 0.0, "shards_reused": len(_ranges(config, episodes))}
     with _claimed(out, plan):
-        return _fill(config, out, plan, episodes, workers, seed)
+        return _fill(config, out, plan, episodes, workers, seed, executor)
 
 
 def _plan(config: GenerateConfig, episodes: int, seed: int) -> dict[str, Any]:
@@ -108,7 +112,9 @@ def _what_differs(stored: Any, plan: dict[str, Any]) -> str:
     return "; ".join(lines[:3]) + more
 
 
-def _fill(config: GenerateConfig, out: Path, plan: dict[str, Any], episodes: int, workers: int, seed: int) -> dict[str, Any]:
+def _fill(
+    config: GenerateConfig, out: Path, plan: dict[str, Any], episodes: int, workers: int, seed: int, executor: Executor
+) -> dict[str, Any]:
     ranges = _ranges(config, episodes)
     paths = {begin: out / SHARDS / f"shard-{begin:08d}" for begin, _ in ranges}
     missing = [(begin, end) for begin, end in ranges if not _is_whole(paths[begin])]
@@ -116,14 +122,31 @@ def _fill(config: GenerateConfig, out: Path, plan: dict[str, Any], episodes: int
     reused = len(ranges) - len(missing)
     with Progress("generate", episodes, "episodes") as progress:
         progress.advance(episodes - sum(end - begin for begin, end in missing))
-        make = functools.partial(_shard_maker, config, seed, out / SHARDS)
-        for (begin, end), count in zip(missing, processes.run(make, missing, workers=workers, name=_shard_name), strict=True):
+        shards = (out / SHARDS).absolute()  # workers may stand in another folder
+        make = functools.partial(_shard_maker, config, seed, shards)
+        counts = executor.run(make, missing, workers=workers, name=_shard_name, folder=shards)
+        for (begin, end), count in zip(missing, counts, strict=True):
             frames += count
             progress.advance(end - begin, note=f"{frames / (time.monotonic() - started):.0f} frames/s")
+        _await_shards(list(paths.values()))
         merge([paths[begin] / "dataset" for begin, _ in ranges], out, {"generation": plan})
     shutil.rmtree(out / SHARDS)
     seconds = time.monotonic() - started
     return {"episodes": episodes, "frames": frames, "seconds": seconds, "frames_per_s": frames / seconds, "shards_reused": reused}
+
+
+def _await_shards(paths: list[Path]) -> None:
+    """Wait until this machine sees what others have committed: a network file system may remember for a while that a file was not there.
+
+    Changing the folder makes it ask again. Raises `DataError` when a shard does not appear.
+    """
+    until = time.monotonic() + UNSEEN_S
+    while unseen := [path for path in paths if not path.is_dir()]:
+        if time.monotonic() > until:  # guard: generate.unseen
+            raise DataError(f"{unseen[0]}: made, but not seen here after {UNSEEN_S:g} s: is the folder shared? repeat the command")
+        (unseen[0].parent / ".look").touch()
+        (unseen[0].parent / ".look").unlink()
+        time.sleep(0.2)
 
 
 def _is_whole(shard: Path) -> bool:

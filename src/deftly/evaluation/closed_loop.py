@@ -27,6 +27,7 @@ from deftly.evaluation.videos import VIDEO_SIZE, Recorded, replay, write_mp4
 from deftly.progress import Progress
 from deftly.rollout import Actor, Episode, rollout
 from deftly.sim import processes
+from deftly.sim.processes import LOCAL, Executor
 from deftly.types import DataError, UsageError, World
 
 _ORDER = (POLICY, "deaf", "blind", "random", "no_op")  # the headline first
@@ -75,8 +76,11 @@ class Task:
     load: Load
 
     def agent(self) -> JudgedAgent:
-        """The policy, acting for the plan's robot."""
-        return self.load(self.policy) if self.plan.robot is None else self.load(self.policy, robot=self.plan.robot)
+        """The policy, acting for the plan's robot. Raises `DataError` where this machine has another one at the same path."""
+        agent = self.load(self.policy) if self.plan.robot is None else self.load(self.policy, robot=self.plan.robot)
+        if storage.sha256(self.policy / storage.MANIFEST) != self.plan.policy:  # guard: evaluation.another_policy
+            raise DataError(f"{self.policy}: another policy than the one that is being evaluated; workers must see the same files")
+        return agent
 
 
 def evaluate(
@@ -92,6 +96,7 @@ def evaluate(
     training_seeds: frozenset[int] = frozenset(),
     robot: str | None = None,
     load: Load = agents.load,
+    executor: Executor = LOCAL,
 ) -> dict[str, Any]:
     """Measure a policy and return the summary.
 
@@ -99,6 +104,7 @@ def evaluate(
         policy: a policy directory, a checkpoint or a run.
         directory: where plan, episodes, summary and videos go. One that already holds this evaluation is continued.
         workers: processes; 0 plays in this one; None takes one for each CPU core.
+        executor: whose workers these are.
         videos: how many of the first successes, and of the first failures, are drawn.
         robot: which of the policy's robots acts; the first by default.
         training_seeds: of the demonstrated scenes, where they are known: no evaluation scene may be among them.
@@ -123,15 +129,15 @@ def evaluate(
         where="evaluate",
     )
     plan.check_disjoint(training_seeds)
-    task = Task(policy, world, plan, load)
+    task = Task(policy.absolute(), world, plan, load)  # workers may stand in another folder
     check_fit(task.agent(), world, plan)
-    count = processes.usable_cores() if workers is None else workers
+    count = executor.default_workers() if workers is None else workers
     with storage.lock(directory / ".lock", wait=False, who="evaluation", remedy="wait for it, or use another --name"):
         write_or_match(plan, directory)
         storage.mend_lines(directory / EPISODES)
-        play_missing(task, directory, count)
+        play_missing(task, directory.absolute(), count, executor)
         summary = write_summary(directory)
-        draw(task, directory, videos, count)
+        draw(task, directory.absolute(), videos, count, executor)
     return summary
 
 
@@ -170,7 +176,7 @@ def check_limits(trained: Embodiment, found: Embodiment) -> None:
 # Playing --------------------------------------------------------------------------------------------------------------------------------
 
 
-def play_missing(task: Task, directory: Path, workers: int) -> None:
+def play_missing(task: Task, directory: Path, workers: int, executor: Executor = LOCAL) -> None:
     """Play the episodes of the plan that have no row yet; each row is on disk before the next one is waited for."""
     done = set(read_rows(task.plan, directory))
     jobs = [Job(arm, episode) for arm in _ORDER for episode in range(task.plan.episodes) if (arm, episode) in set(task.plan.jobs()) - done]
@@ -178,7 +184,7 @@ def play_missing(task: Task, directory: Path, workers: int) -> None:
         return
     scores = {arm: [0, 0] for arm in ARMS}
     with Progress("evaluate", len(jobs), "episodes") as progress:
-        for job, episode in play(task, jobs, workers):
+        for job, episode in play(task, jobs, workers, executor, directory):
             row = row_of(task.plan, job, episode)
             storage.append_line(directory / EPISODES, row)
             scores[job.arm][0] += row["success"]
@@ -186,7 +192,9 @@ def play_missing(task: Task, directory: Path, workers: int) -> None:
             progress.advance(note="  ".join(f"{arm} {Proportion(*score)}" for arm, score in scores.items() if score[1] and arm == job.arm))
 
 
-def play(task: Task, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Episode]]:
+def play(
+    task: Task, jobs: Sequence[Job], workers: int, executor: Executor = LOCAL, folder: Path | None = None
+) -> Iterator[tuple[Job, Episode]]:
     """Jobs with their episodes, in order. A physics engine or a graphics driver can take its process down: such an episode has crashed.
 
     One process plays its jobs in order, so that it dies of the one that is waited for. Of several, any job in flight may be to blame:
@@ -195,18 +203,18 @@ def play(task: Task, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, E
     done = 0
     while done < len(jobs):
         try:
-            for episode in processes.run(partial(Bench, task), jobs[done:], workers=workers, name=Job.name):
+            for episode in executor.run(partial(Bench, task), jobs[done:], workers=workers, name=Job.name, folder=folder):
                 yield jobs[done], episode
                 done += 1
         except processes.WorkerDied as error:
             if done == 0:
-                list(processes.run(_nothing, [0], workers=1))  # where no worker can start, no episode is to blame: raises WorkerDied
+                list(executor.run(_nothing, [0], workers=1))  # where no worker can start, no episode is to blame: raises WorkerDied
             if workers == 1:
                 yield jobs[done], lost(task.plan, jobs[done], error)
                 done += 1
             else:
                 suspects = jobs[done : done + workers * processes.IN_FLIGHT]
-                yield from play(task, suspects, workers=1)
+                yield from play(task, suspects, 1, executor, folder)
                 done += len(suspects)
 
 
@@ -268,7 +276,7 @@ def larger(world: Any) -> Any:
     return world.replace(image_size=max(VIDEO_SIZE, values["image_size"])) if "image_size" in values else world
 
 
-def draw(task: Task, directory: Path, videos: int, workers: int) -> None:
+def draw(task: Task, directory: Path, videos: int, workers: int, executor: Executor = LOCAL) -> None:
     """Draw the first successes and the first failures of the policy that are not drawn yet."""
     rows = read_rows(task.plan, directory)
     policy = [rows[POLICY, episode] for episode in range(task.plan.episodes)]
@@ -279,5 +287,5 @@ def draw(task: Task, directory: Path, videos: int, workers: int) -> None:
     if not jobs:
         return
     with Progress("draw", len(jobs), "videos") as progress:
-        for _ in processes.run(partial(Bench, task), jobs, workers=min(workers, len(jobs)), name=Job.name):
+        for _ in executor.run(partial(Bench, task), jobs, workers=min(workers, len(jobs)), name=Job.name, folder=directory):
             progress.advance()

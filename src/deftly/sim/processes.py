@@ -1,4 +1,7 @@
-"""Independent jobs over worker processes, as an iterator of results in the order of the jobs. Knows nothing of worlds and policies."""
+"""Independent jobs over worker processes, as an iterator of results in the order of the jobs. Knows nothing of worlds and policies.
+
+`Executor` is what the users of this know of it: here it is the processes of one machine, in `sim/cluster.py` those of Ray.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -46,7 +51,9 @@ class RemoteTraceback(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Failure:
+class Failure:
+    """What a job raised, on its way out of a worker: as text, because not every exception survives pickling."""
+
     kind: str
     message: str
     trace: str
@@ -55,6 +62,67 @@ class _Failure:
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+class Executor(ABC):
+    """Where independent jobs are done. Results never depend on it, nor on the number of workers."""
+
+    @abstractmethod
+    def run(
+        self,
+        make: Callable[[], Callable[[Job], Result]],
+        jobs: Iterable[Job],
+        *,
+        workers: int,
+        name: Callable[[Job], str] = str,
+        threads: int = 1,
+        folder: Path | None = None,
+    ) -> Iterator[Result]:
+        """Results of `make()(job)` for each job, in the order of the jobs, each as soon as those before it are there; `make` runs once in
+        each worker. No more than `workers * IN_FLIGHT` jobs are begun beyond the last result that was taken. The iterator may be left at
+        any moment, by `close` or an exception: the workers end then.
+
+        `folder` is where the jobs write, `threads` the torch threads of a worker. Raises what the function `run` does.
+        """
+
+    @abstractmethod
+    def default_workers(self) -> int:
+        """How many workers are sensible where nobody says."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what `run` holds between its calls."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Local(Executor):
+    """Processes of this machine; none with `workers=0`, where this process does the jobs itself."""
+
+    def run(
+        self,
+        make: Callable[[], Callable[[Job], Result]],
+        jobs: Iterable[Job],
+        *,
+        workers: int,
+        name: Callable[[Job], str] = str,
+        threads: int = 1,
+        folder: Path | None = None,
+    ) -> Iterator[Result]:
+        return run(make, jobs, workers=workers, name=name, threads=threads)
+
+    def default_workers(self) -> int:
+        return usable_cores()
+
+    def close(self) -> None:
+        pass  # processes end with their jobs
+
+
+LOCAL = Local()
 
 
 def run(
@@ -89,7 +157,7 @@ def _run_here(make: Callable[[], Callable[[Any], Any]], jobs: Iterable[Any], nam
             function = function or make()
             result = function(job)
         except Exception as error:
-            raise _named(name(job), _failure(error)) from error
+            raise named(name(job), failure_of(error)) from error
         finally:
             torch.set_num_threads(before)
         yield result
@@ -103,11 +171,13 @@ def _run_spawned(
     )
     remaining = iter(jobs)
     waiting: collections.deque[tuple[Any, concurrent.futures.Future]] = collections.deque()
+    finished = False
     try:
         while True:
             for job in itertools.islice(remaining, workers * IN_FLIGHT - len(waiting)):
                 waiting.append((job, pool.submit(_work, job)))
             if not waiting:
+                finished = True
                 return
             job, future = waiting.popleft()
             try:
@@ -115,9 +185,9 @@ def _run_spawned(
             except BrokenProcessPool:
                 raise
             except Exception as error:  # the job or its result could not be pickled
-                raise _named(name(job), _failure(error)) from error
-            if isinstance(result, _Failure):
-                raise _named(name(job), result) from RemoteTraceback(result.trace)
+                raise named(name(job), failure_of(error)) from error
+            if isinstance(result, Failure):
+                raise named(name(job), result) from RemoteTraceback(result.trace)
             yield result
     except BrokenProcessPool:
         raise WorkerDied(
@@ -125,17 +195,36 @@ def _run_spawned(
             '(a script that spawns workers needs `if __name__ == "__main__"`)'
         ) from None
     finally:
+        if not finished:  # nobody will take what the workers are at, which may be minutes of work
+            for process in list((pool._processes or {}).values()):
+                process.kill()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_make: Callable[[], Callable[[Any], Any]] | None = None
-_function: Callable[[Any], Any] | None = None
+class Worker:
+    """What lives in a worker: the function that `make` returns, made by the first job."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]], threads: int) -> None:
+        self._make = make
+        self._function: Callable[[Any], Any] | None = None
+        torch.set_num_threads(threads)
+
+    def work(self, job: Any) -> Any:
+        """The job's result, or the `Failure` that it raised."""
+        try:
+            self._function = self._function or self._make()
+            return self._function(job)
+        except Exception as error:
+            return failure_of(error)
+
+
+_worker: Worker | None = None
 
 
 def _start_worker(make: Callable[[], Callable[[Any], Any]], threads: int) -> None:
-    global _make
-    _make = make
-    torch.set_num_threads(threads)
+    global _worker
+    _worker = Worker(make, threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent ends its workers, without their tracebacks
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 
@@ -148,22 +237,18 @@ def _leave_with_parent() -> None:
 
 
 def _work(job: Any) -> Any:
-    global _function
-    try:
-        assert _make is not None
-        if _function is None:
-            _function = _make()
-        return _function(job)
-    except Exception as error:  # sent as text: not every exception survives pickling
-        return _failure(error)
+    assert _worker is not None
+    return _worker.work(job)
 
 
-def _failure(error: Exception) -> _Failure:
+def failure_of(error: Exception) -> Failure:
+    """The exception that is being handled, as text."""
     exit_class = DataError if isinstance(error, DataError) else UsageError if isinstance(error, UsageError) else None
-    return _Failure(type(error).__name__, str(error), traceback.format_exc(), exit_class)
+    return Failure(type(error).__name__, str(error), traceback.format_exc(), exit_class)
 
 
-def _named(job: str, failure: _Failure) -> Exception:
+def named(job: str, failure: Failure) -> Exception:
+    """What to raise for a failed job: a one-line error stays one, the job's name stands in front."""
     if failure.exit_class is not None:
         return failure.exit_class(f"{job}: {failure.message}")
     return JobFailed(f"{job}: {failure.kind}: {failure.message}")
