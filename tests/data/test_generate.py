@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from deftly.data.generate import GenerateConfig, demonstrate, generate
 from deftly.sim.expert import DisturbanceConfig
 from deftly.sim.tabletop import TabletopConfig
 from deftly.types import DataError, UsageError
+from guards import guards
 
 CONFIG = GenerateConfig(world=TabletopConfig(image_size=32), shard_episodes=2)
 EPISODES = 5
@@ -171,7 +173,7 @@ def test_what_is_there_is_neither_made_again_nor_overwritten(reference, tmp_path
 
 
 def test_other_settings_do_not_continue_an_unfinished_generation(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.processes, "run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("deftly.sim.processes.run", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         generate(CONFIG, tmp_path / "data", EPISODES, seed=3)
     with pytest.raises(UsageError, match=r"other settings or versions: seed: expected 3, found 4; repeat those, .*--data"):
@@ -190,3 +192,18 @@ def test_an_expert_that_always_fails_is_a_fault_not_a_loop(tmp_path):
     assert not (tmp_path / "data/meta").exists()
     with pytest.raises(UsageError, match="1 or more"):
         generate(CONFIG, tmp_path / "data", 0)
+
+
+@guards("generate.unseen")
+def test_shards_that_appear_late_are_waited_for_and_no_longer(tmp_path, monkeypatch):
+    """A worker on another machine has committed it; the network file system of this one still says that it is not there."""
+    monkeypatch.setattr(module, "UNSEEN_S", 2.0)
+    late = tmp_path / "shard-00000000"
+    timer = threading.Timer(0.3, late.mkdir)
+    timer.start()
+    module._await_shards([late])
+    timer.join()
+    assert list(tmp_path.iterdir()) == [late]
+    monkeypatch.setattr(module, "UNSEEN_S", 0.3)
+    with pytest.raises(DataError, match=r"shard-00000020: made, but not seen here after 0\.3 s"):
+        module._await_shards([late, tmp_path / "shard-00000020"])

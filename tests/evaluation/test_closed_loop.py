@@ -23,6 +23,7 @@ from deftly.randomness import seed_of
 from deftly.sim import processes
 from deftly.types import DataError, UsageError
 from evaluation.toy import ToyAgent, ToyConfig, embodiment, load_toy, save_toy
+from guards import guards
 
 EPISODES = 8
 ARMS = ("policy", *BASELINES)
@@ -254,6 +255,15 @@ def test_an_episode_that_kills_its_process_is_a_crash_and_the_others_are_played(
     found = judge(policy, tmp_path, faulty("die", 1), baselines=(), episodes=3, workers=1)
     assert (found["successes"], found["failures"]["crashed"]) == (2, 1)
     assert "died" in rows(tmp_path)[1]["error"]
+
+
+@guards("evaluation.another_policy")
+def test_a_worker_that_finds_another_policy_at_the_path_is_refused(policy: Path, tmp_path: Path) -> None:
+    """Its machine has a folder of the same name."""
+    plan = Plan(policy=storage.sha256(policy / storage.MANIFEST), world={}, episodes=1, seed=0, baselines=(), versions={})
+    assert closed_loop.Task(policy, ToyConfig(), plan, load_toy).agent().embodiment == embodiment()
+    with pytest.raises(DataError, match="another policy than the one that is being evaluated"):
+        closed_loop.Task(save_toy(tmp_path / "other", mistake="nan"), ToyConfig(), plan, load_toy).agent()
 
 
 def test_when_no_process_can_start_no_episode_is_blamed(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

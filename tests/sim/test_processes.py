@@ -23,6 +23,15 @@ def work(job: int) -> int:
     return job * job
 
 
+def sleep(job: float) -> int:
+    time.sleep(job)
+    return os.getpid()
+
+
+def sleeper() -> Callable[[float], int]:
+    return sleep
+
+
 def worker() -> Callable[[int], int]:
     return work
 
@@ -69,6 +78,16 @@ def test_a_killed_worker_is_an_error() -> None:
     assert next(results) == 1
     with pytest.raises(WorkerDied, match="a worker process died while 300"):
         next(results)
+
+
+def test_what_nobody_waits_for_is_not_finished() -> None:
+    results = run(sleeper, [0.0, 600.0], workers=1)
+    pid = next(results)
+    start = time.monotonic()
+    results.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 @pytest.mark.slow
