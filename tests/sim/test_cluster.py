@@ -124,6 +124,7 @@ def worker() -> Callable[[int], int]:
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(cluster, "_is_settled", True)
     return fake
 
 
@@ -162,9 +163,22 @@ def test_it_starts_for_jobs_only_and_for_this_machine_only(ray: FakeRay, monkeyp
 @guards("cluster.loopback")
 def test_an_instance_that_others_could_reach_is_ended(ray: FakeRay) -> None:
     ray.node_ip_address = "192.0.2.7"
-    with pytest.raises(UsageError, match=r"^Ray does not start: it would listen on 192\.0\.2\.7, beyond this machine"), Ray() as executor:
+    with pytest.raises(UsageError, match=r"^Ray does not start: it listens on 192\.0\.2\.7, beyond this machine"), Ray() as executor:
         list(executor.run(worker, [1], workers=1))
     assert ray.calls == ["shutdown"]
+
+
+@guards("cluster.imported_early")
+def test_a_ray_that_was_imported_before_is_not_started(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read from the environment where to listen, and would not read it again; a user's own instance is another matter."""
+    monkeypatch.setattr(cluster, "_is_settled", False)
+    with pytest.raises(UsageError, match=r"ray was imported before .* or call ray\.init yourself$"):
+        list(Ray().run(worker, [1], workers=1))
+    assert not ray.started
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with Ray() as executor:
+        assert list(executor.run(worker, [3], workers=1)) == [9]
+    assert ray.calls == ["kill"], "it is not ours to shut down"
 
 
 def test_a_lost_worker_is_an_error_that_names_its_job(ray: FakeRay) -> None:

@@ -46,6 +46,7 @@ SEEN_S = 10.0  # for a file to appear on another machine: a network file system 
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least is 75 MiB; jobs and results are small
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0" makes Ray listen on the loopback interface alone, on Linux too; its import reads it
 _TOKEN = secrets.token_hex(32)  # of the instances of this process; without one Ray writes a lasting one into the home directory
+_is_settled = False  # whether ray was imported with the environment that its instances here need: it reads that once
 # Ray waits for minutes on an address where nothing answers, and may then end the process: it is tried out in another one.
 _TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='error'); ray.shutdown()"
 
@@ -159,12 +160,17 @@ class Ray(Executor):
             values |= {_LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
         else:
             _try_out(self.address)
+        global _is_settled
+        is_early = "ray" in sys.modules and not _is_settled
         with _environment(values), _own_sigterm():
             import ray
 
             if ray.is_initialized():
                 self._ray = ray
                 return ray
+            if is_early and self.address is None:  # guard: cluster.imported_early
+                raise UsageError("ray was imported before deftly could keep it on this machine: import it later, or call ray.init yourself")
+            _is_settled = _is_settled or self.address is None
             try:
                 self._start(ray, workers)
             except (OSError, RuntimeError, ValueError, TimeoutError) as error:
@@ -182,7 +188,7 @@ class Ray(Executor):
         where = context.address_info["node_ip_address"]
         if not where.startswith("127.") and where != "::1":  # guard: cluster.loopback
             ray.shutdown()
-            raise RuntimeError(f"it would listen on {where}, beyond this machine, because ray was imported before deftly could forbid it")
+            raise RuntimeError(f"it listens on {where}, beyond this machine, although it was told to stay on loopback")
 
     def _hire(self, ray: Any, make: Callable[[], Any], workers: int, threads: int, folder: Path | None) -> list[Any]:
         """Actors that stand, with our versions, and see `folder`."""
