@@ -35,6 +35,7 @@ HEAVY = {
     "pyarrow": ("data/",),
     "h5py": ("data/importers/hdf5.py",),
     "huggingface_hub": ("data/pull.py",),
+    "peft": ("training/lora.py",),
     "tensorboard": ("training/tensorboard.py",),
     "wandb": ("training/wandb.py",),
     "matplotlib": ("cli/play.py",),

@@ -121,12 +121,13 @@ def test_plan_and_policy(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     plan = {"steps": STEPS, "accumulation": 1, "parameters": 12345, "precision": "fp32", "device": "cpu", "checkpoint_bytes": 3 << 20}
     frozen = {"parameters": "policy.text.*", "number": 99, "schedule": None}
     late = {"parameters": ".*", "number": 7, "schedule": "wsd", "rate_factor": 0.1, "start": 3, "layer_decay": None}
-    print_plan(run, prepared, {**plan, "parameters_frozen": 99, "groups": [frozen, late]}, tmp_path)
+    print_plan(run, prepared, {**plan, "parameters_frozen": 99, "adapted": 7, "groups": [frozen, late]}, tmp_path)
     printed = capsys.readouterr().err
     assert "12,345 parameters that learn, 99 frozen" in printed
+    assert "low-rank adapters in 7 layers" in printed
     assert "policy.text.*: 99 parameters, frozen" in printed
     assert ".*: 7 parameters, wsd, rate x 0.1, from step 3 on" in printed
-    print_plan(run, prepared, {**plan, "parameters_frozen": 0, "groups": [late]}, tmp_path)
+    print_plan(run, prepared, {**plan, "parameters_frozen": 0, "adapted": 0, "groups": [late]}, tmp_path)
     printed = capsys.readouterr().err
     assert "wsd" not in printed
     assert f"{STEPS} steps of 8" in printed

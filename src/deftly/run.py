@@ -262,6 +262,7 @@ def print_plan(run: Run, data: TrainingData, plan: dict[str, Any], directory: Pa
         **({"left out": f"{left_out} broken episodes, see {quarantine.QUARANTINE_FILE}"} if left_out else {}),
         "policy": f"{plan['parameters']:,} parameters"
         + (f" that learn, {plan['parameters_frozen']:,} frozen" if plan["parameters_frozen"] else "")
+        + (f", low-rank adapters in {plan['adapted']} layers" if plan["adapted"] else "")
         + f", cameras {', '.join(contract.cameras)} at {contract.image_size} px",
         **({"learning": "\n           ".join(_group(entry) for entry in plan["groups"])} if len(plan["groups"]) > 1 else {}),
         "training": f"{steps} steps of {size}{_cut(plan['accumulation'])}, {epochs:.1f} epochs of {windows} windows, "

@@ -99,8 +99,8 @@ def test_weights_come_from_runs_checkpoints_policies_and_files(tmp_path, kind):
 @pytest.mark.parametrize(
     ("patterns", "change", "error", "words"),
     [
-        ((r"policy\.frist\..*",), {}, UsageError, r"matches no whole parameter name.*policy\.first"),
-        ((r"policy\.fir",), {}, UsageError, "matches no whole parameter name"),
+        ((r"policy\.frist\..*",), {}, UsageError, r"matches the whole name of no parameter.*policy\.first"),
+        ((r"policy\.fir",), {}, UsageError, "matches the whole name of no parameter"),
         ((".*",), {"policy.last.bias": None}, DataError, r"no tensor 'policy\.last\.bias'.*leave it out"),
         ((".*",), {"policy.last.bias": torch.zeros(5)}, DataError, r"'policy\.last\.bias' has shape \(5,\), here it is \(12,\)"),
         ((".*",), {"policy.last.bias": torch.full((12,), torch.nan)}, DataError, r"'policy\.last\.bias' holds a non-finite number"),

@@ -9,6 +9,7 @@ import torch
 
 from deftly.config import Config
 from deftly.training.groups import Group
+from deftly.training.lora import LoraConfig
 from deftly.training.measures import MeasuresConfig
 from deftly.training.optim import AdamWConfig
 from deftly.training.precision import native_bf16
@@ -40,6 +41,8 @@ class TrainingConfig(Config):
     schedule: ScheduleConfig = WarmupCosineConfig()
     groups: tuple[Group, ...] = ()
     """Which parameters learn, how fast and from when on; every trainable one in exactly one entry. Empty: all of them by `schedule`."""
+    lora: LoraConfig | None = None
+    """Low-rank adapters in the policy, whose own weights are then frozen; null: none."""
     clip_norm: float | None = pydantic.Field(default=1.0, gt=0)
     ema_decay: float | None = pydantic.Field(default=0.999, ge=0, lt=1)
     """Final decay of the moving average of the weights; null: none. It warms up as (1 + n) / (10 + n)."""

@@ -5,8 +5,6 @@ Which of the ways is taken stands in `Trainer._begin`. Nothing is written to whe
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +18,8 @@ from deftly.config import Config
 from deftly.data.tokenizer import PAD, UNKNOWN, TextTokenizer
 from deftly.training import checkpoint
 from deftly.training.checkpoint import Snapshot
+from deftly.training.lora import without_adapters
+from deftly.training.names import check_pattern, matching
 from deftly.training.state import saved_tensors
 from deftly.types import DataError, Objective, UsageError
 
@@ -40,10 +40,7 @@ class StartConfig(Config):
         if self.weights and self.path is None:
             raise ValueError("start.weights chooses among the weights of start.path, which is not given")
         for pattern in self.weights:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"start.weights {pattern!r} is no regular expression ({error})") from None
+            check_pattern(pattern)
         return self
 
 
@@ -95,7 +92,9 @@ def read_source(path: Path) -> Source:
         found = find_checkpoint(path, ("best", "last"))
         policy = found / checkpoint.POLICY
         storage.verify(found)
-        tensors = checkpoint.read(found).objective
+        tensors = without_adapters(checkpoint.read(found).objective)
+        # the policy as it acts, with adapters merged
+        tensors |= {f"policy.{name}": tensor for name, tensor in checkpoint.read_tensors(policy / POLICY_WEIGHTS).items()}
     words = None
     if (policy / POLICY_TOKENIZER).is_file():
         words = (PAD, UNKNOWN, *TextTokenizer.load(policy / POLICY_TOKENIZER).words)
@@ -106,12 +105,7 @@ def choose(patterns: Sequence[str], ours: Mapping[str, Tensor], source: Source) 
     """Our tensors that a pattern matches as a whole. `UsageError` for a pattern without any, `DataError` where the source lacks one."""
     chosen = set()
     for pattern in patterns:
-        found = {name for name in ours if re.fullmatch(pattern, name)}
-        if not found:
-            near = difflib.get_close_matches(pattern.replace("\\", ""), ours, n=1, cutoff=0.3)
-            hint = f"; a name near it is {near[0]!r}" if near else ""
-            raise UsageError(f"training.start.weights: {pattern!r} matches no whole parameter name of the objective{hint}")
-        chosen |= found
+        chosen.update(matching(pattern, ours, "training.start.weights", "parameter of the objective"))
     missing = sorted(chosen - source.tensors.keys())
     if missing:
         raise DataError(
@@ -128,13 +122,13 @@ def take_weights(objective: Objective, patterns: Sequence[str], source: Source, 
     Rows of the policy's `word_tables` go to the same word's row in our own vocabulary `words`; words that the source never saw keep their
     fresh row. Raises `UsageError` or `DataError` in one line.
     """
-    ours = saved_tensors(objective, objective.not_saved)
+    ours = without_adapters(saved_tensors(objective, objective.not_saved))
     names = choose(patterns, ours, source)
     tables = {f"policy.{name}" for name in objective.policy.word_tables} if words is not None and source.words is not None else set()
     values = {}
     for name in names:
         value = source.tensors[name]
-        if not bool(torch.isfinite(value).all()) and name in dict(objective.named_parameters()):
+        if not bool(torch.isfinite(value).all()) and isinstance(ours[name], torch.nn.Parameter):
             raise DataError(f"{source.where}: tensor {name!r} holds a non-finite number; use an earlier checkpoint")
         if name in tables:
             value = _rows_by_word(ours[name], value, tuple(words or ()), source.words or ())

@@ -35,7 +35,6 @@ from deftly.training.resume import shortened
 from deftly.training.rollback import Rollbacks
 from deftly.training.saver import Saver
 from deftly.training.start import origin, read_source, read_whole, take_weights
-from deftly.training.state import policy_state
 from deftly.training.step import check_batch
 from deftly.training.stopping import EarlyStop
 from deftly.training.update import Taken, Tensors, Update
@@ -270,7 +269,7 @@ class Trainer:
             self.best = self.saver.settle(self.best)
             if self.saver.saved_step != self.step:
                 snapshot = self.snapshot()
-                self.saver.begin(snapshot, policy_state(self.objective, snapshot.objective))
+                self.saver.begin(snapshot, self.update.policy_state(snapshot.objective))
             if final:
                 self.best = self.saver.settle(self.best, final=True)
         self.time.lap("checkpoint")

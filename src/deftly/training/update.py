@@ -8,7 +8,7 @@ clip -> is everything finite? if not: skip and count, before the update and neve
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +21,12 @@ from deftly.training.ema import Ema
 from deftly.training.groups import Groups
 from deftly.training.guard import NON_FINITE, Guard, TrainingError
 from deftly.training.locate import Origin, locate
+from deftly.training.lora import add_adapters, merged
 from deftly.training.norms import ModuleNorms, Norms
 from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
 from deftly.training.parallel import spread
 from deftly.training.precision import LossScaler, autocast
-from deftly.training.state import check_not_saved, copies, load_strictly, saved_tensors
+from deftly.training.state import check_not_saved, copies, load_strictly, policy_state, saved_tensors
 from deftly.training.step import clip, total_counts
 from deftly.training.tracking import TimeSplit
 from deftly.types import Batch, Clock, DataError, Objective, UsageError
@@ -71,6 +72,7 @@ class Update:
         self.say, self.accumulation = say, config.accumulation if config.accumulation != "auto" else None
         check_not_saved(objective)
         self.config, self.device, self.seed, self.time = config, device, seed, time
+        self.adapted = add_adapters(objective, config.lora, seed) if config.lora is not None else []
         self.objective = objective.to(device)
         if config.channels_last:
             self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stub lacks this overload)
@@ -223,6 +225,11 @@ class Update:
             optimizer=copies(flatten_optimizer(self.optimizer, self.optimizer_names)),
         )
 
+    def policy_state(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a `policy/` holds of the objective's `tensors`: the policy's own, adapters merged into the weights that they adapt."""
+        state = policy_state(self.objective, tensors)
+        return merged(self.objective.policy, state) if self.adapted else state
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the tensors, as plain data."""
         return {
@@ -267,6 +274,7 @@ class Update:
             "parameters_frozen": sum(parameter.numel() for parameter in self.objective.parameters()) - learning,
             "parameters_with_weight_decay": sum(p.numel() for part in self.groups.parts if part.decayed for p in part.parameters.values()),
             "groups": self.groups.plan(self.config.steps),
+            "adapted": len(self.adapted),
             # Twice the weights (policy/ and objective), their average, and two moments of every trainable one.
             "checkpoint_bytes": (3 if self.ema is not None else 2) * saved + 2 * sum(parameter.nbytes for parameter in self.parameters),
         }
