@@ -88,7 +88,7 @@ def load(path: Path, device: torch.device | str = "cpu", robot: str | None = Non
     directory = find_policy(Path(path))
     manifest = storage.verify(directory)
     version = manifest.get("format_version")
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION:  # guard: agent.format
         raise DataError(f"{directory}: policy format {version}, this deftly reads {FORMAT_VERSION}; load it with the version that wrote it")
     storage.require_listed(directory, manifest, FILES)
     try:
@@ -98,12 +98,13 @@ def load(path: Path, device: torch.device | str = "cpu", robot: str | None = Non
     except DataError:
         raise
     except UsageError as error:  # a mistake of the file, not of the command
-        raise DataError(str(error)) from None
+        first, *more = str(error).splitlines()
+        raise DataError(first + (f" (+{len(more)} more)" if more else "")) from None
     for one in (contract, *(other for other, _ in others.values())):
         if one.format_version != FORMAT_VERSION:
             raise DataError(f"{directory / CONTRACT}: contract format {one.format_version}, this deftly reads {FORMAT_VERSION}")
     tokenizer = TextTokenizer.load(directory / TOKENIZER)
-    statistics = _read_statistics(storage.read_json(directory / STATISTICS), directory / STATISTICS)
+    statistics = _read_statistics(storage.read_json(directory / STATISTICS, storage.MAX_MANIFEST_BYTES), directory / STATISTICS)
     if robot is not None and robot != contract.embodiment.name:
         if robot not in others:
             known = ", ".join([contract.embodiment.name, *others])
@@ -140,20 +141,21 @@ def _read_robots(path: Path) -> dict[str, tuple[Contract, Statistics]]:
 def load_weights(policy: torch.nn.Module, path: Path) -> None:
     """Fill a module from a safetensors file: exactly its tensors, of its shapes and types, all finite. `DataError` names what differs."""
     wanted = policy.state_dict()
+    storage.check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             for found, what in ((wanted.keys() - names, "is missing"), (names - wanted.keys(), "is unknown to this policy")):
-                if found:
+                if found:  # guard: agent.names
                     raise DataError(
-                        f"{path}: tensor {min(found)!r} {what} ({len(found)} such); weights and policy.json must be saved together"
+                        f"{path}: tensor {min(found)[:200]!r} {what} ({len(found)} such); weights and policy.json must be saved together"
                     )
             for name, tensor in wanted.items():
                 value = file.get_tensor(name)
-                if value.shape != tensor.shape or value.dtype != tensor.dtype:
+                if value.shape != tensor.shape or value.dtype != tensor.dtype:  # guard: agent.shape
                     sizes = f"{value.dtype} {list(value.shape)}, expected {tensor.dtype} {list(tensor.shape)}"
                     raise DataError(f"{path}: tensor {name!r} is {sizes}; weights and policy.json must be saved together")
-                if value.is_floating_point() and not value.isfinite().all():
+                if value.is_floating_point() and not value.isfinite().all():  # guard: agent.finite
                     raise DataError(
                         f"{path}: tensor {name!r} is not finite; training went wrong before this was saved, use an earlier checkpoint"
                     )

@@ -16,6 +16,7 @@ from deftly.types import UsageError
 
 MAX_CONFIG_BYTES = 4 << 20
 MAX_CONFIG_DEPTH = 64
+MAX_MISTAKES, MAX_NAME = 20, 100  # that are explained; characters of a name that are shown
 
 
 class Config(pydantic.BaseModel):
@@ -86,16 +87,18 @@ def deepest(text: str) -> int:
 
 def explain(cls: type[pydantic.BaseModel], error: pydantic.ValidationError, where: str) -> str:
     """Pydantic's errors as short lines: where, what, and the nearest right name for an unknown key."""
-    lines = []
-    for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"])
+    lines, items = [], error.errors()
+    for item in items[:MAX_MISTAKES]:
+        field = ".".join(str(part)[:MAX_NAME] for part in item["loc"])
         if item["type"] == "extra_forbidden":
             known = known_fields(cls, item["loc"][:-1])
-            near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+            near = difflib.get_close_matches(str(item["loc"][-1])[:MAX_NAME], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             lines.append(f"{where}: unknown key {field!r}; {hint}")
         else:
             lines.append(f"{where}: {field or 'value'}: {item['msg'].removeprefix('Value error, ')} (got {str(item['input'])[:80]!r})")
+    if len(items) > MAX_MISTAKES:
+        lines.append(f"{where}: {len(items) - MAX_MISTAKES} more mistakes")
     return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ from deftly.types import DataError, UsageError
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 256 << 20
 MAX_MANIFEST_BYTES = 8 << 20  # brackets alone become twenty times as many bytes of Python
+MAX_TENSOR_NAMES_BYTES = 8 << 20  # a header of a safetensors file: 80 000 tensors
 _held: set[int] = set()  # descriptors of the locks of this process
 
 
@@ -49,11 +50,9 @@ def lock(path: Path, *, wait: bool, who: str = "process", remedy: str = "wait fo
     descriptor, owner_pid = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), os.getpid()
     _held.add(descriptor)  # before the lock is ours: a child of that moment must not keep it either
     try:
-        try:
-            _take(descriptor, wait)
-        except BlockingIOError:
+        if not _take(descriptor, wait):  # guard: storage.lock
             owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            raise UsageError(f"{path.parent}: another {who} (process {owner or 'unknown'}) is using it; {remedy}") from None
+            raise UsageError(f"{path.parent}: another {who} (process {owner or 'unknown'}) is using it; {remedy}")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -63,12 +62,14 @@ def lock(path: Path, *, wait: bool, who: str = "process", remedy: str = "wait fo
             os.close(descriptor)
 
 
-def _take(descriptor: int, wait: bool) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        time.sleep(0.05)  # somebody may only have been looking (`is_locked`)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _take(descriptor: int, wait: bool) -> bool:
+    for _ in range(2):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)  # somebody may only have been looking (`is_locked`)
+    return False
 
 
 def is_locked(path: Path) -> bool:
@@ -326,6 +327,14 @@ def require_listed(directory: Path, manifest: dict[str, Any], names: Iterable[st
     for name in names:
         if name not in manifest["files"]:  # guard: storage.listed
             raise DataError(f"{directory / name}: not listed in {MANIFEST}; the directory is incomplete, use an earlier one")
+
+
+def check_header(path: Path) -> None:
+    """`DataError` for a safetensors file that names more tensors than any model has: listing them takes a hundred times their bytes."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_TENSOR_NAMES_BYTES:  # guard: storage.header
+        raise DataError(f"{path}: not a safetensors file: its header would have {size} bytes, at most {MAX_TENSOR_NAMES_BYTES} are read")
 
 
 def inside(root: Path, name: str) -> Path:

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deftly.data import tokenizer as module
 from deftly.data.tokenizer import TextTokenizer
 from deftly.types import DataError, UsageError
+from guards import guards
 
 SENTENCES = ["Pick up the red cup.", "pick up the blue cup", "grab the GREEN box!"]
 
@@ -104,3 +106,11 @@ def test_any_text_encodes_and_training_text_has_no_unknown_words(sentences):
         words = tokenizer.split(sentence)
         assert [tokenizer.words[i - 2] for i in ids.tolist() if i > 1] == words[:64]
         assert tokenizer.unknown_words(sentence) == []
+
+
+@guards("data.tokenizer.size")
+def test_what_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_BYTES", 1000)
+    with pytest.raises(UsageError, match="more than a tokenizer of deftly holds"):
+        TextTokenizer([f"word{number}" for number in range(100)]).save(tmp_path / "tokenizer.json")
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from deftly.training.checkpoint import Checkpoints, Snapshot, directory_name, fi
 from deftly.training.guard import TrainingError
 from deftly.training.tracking import METRICS
 from deftly.types import DataError, UsageError
+from guards import guards
 from training.toys import ToyStream, fingerprint, make_trainer, small_config, write_policy
 
 
@@ -132,6 +133,7 @@ def test_what_is_set_aside_displaces_nothing(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@guards("training.checkpoint.tensors")
 def test_a_pickle_in_disguise_is_not_opened(tmp_path):
     class Canary:
         def __reduce__(self):
@@ -145,10 +147,13 @@ def test_a_pickle_in_disguise_is_not_opened(tmp_path):
         read_tensors(tmp_path / "nothing.safetensors")
 
 
+@guards("training.checkpoint.state")
 def test_a_trainer_state_that_is_none_is_refused(tmp_path):
     fill(tmp_path, snapshot(3), {"w": torch.zeros(2)}, write_policy)
+    storage.write_manifest(tmp_path, {})
     assert read(tmp_path).step == 3
     (tmp_path / "trainer.json").write_text("[]")
+    storage.write_manifest(tmp_path, {})
     with pytest.raises(DataError, match="not a trainer's state"):
         read(tmp_path)
 
@@ -204,6 +209,7 @@ def test_pointers_that_lag_behind_are_set_right(tmp_path):
     assert not (tmp_path / "best").exists()
 
 
+@guards("training.checkpoint.space")
 def test_room_is_asked_for_all_that_are_there_at_once(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
     checkpoints.require_space(1)

@@ -6,6 +6,7 @@ from torch import nn
 
 from deftly.training.state import Buffers, check_fit, check_not_saved, copies, load_strictly, policy_state, saved_tensors
 from deftly.types import DataError, UsageError
+from guards import guards
 from training.toys import ToyObjective, ToyPolicy
 
 
@@ -24,6 +25,7 @@ def test_what_is_not_saved_is_left_out_and_nothing_else():
     assert {"teacherly.weight", "policy.first.weight", "policy.batch_norm.running_mean"} <= names
 
 
+@guards("training.state.not_saved_learns")
 def test_not_saved_must_name_frozen_sub_modules():
     check_not_saved(WithTeacher())
     with pytest.raises(UsageError, match=r"teacher\.first\.weight is trainable"):

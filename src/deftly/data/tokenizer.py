@@ -25,6 +25,7 @@ from deftly.types import DataError, Tokens, UsageError
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 POLICY = "words-1"  # part of the hash: a change of the rules above must change it
 MAX_WORDS = 1 << 20
+MAX_BYTES = 8 << 20  # of tokenizer.json, which is refused unread beyond: JSON takes twenty times its bytes of memory
 MAX_SENTENCE = 10_000  # characters that are looked at; a sentence of a robot is shorter
 
 
@@ -96,12 +97,15 @@ class TextTokenizer:
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`; the same vocabulary gives the same bytes."""
-        storage.write_text(path, json.dumps(json.loads(self._tokenizer.to_str()), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        text = json.dumps(json.loads(self._tokenizer.to_str()), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        if len(text.encode()) > MAX_BYTES:  # guard: data.tokenizer.size
+            raise UsageError(f"{path}: {len(self.words)} words are more than a tokenizer of deftly holds; check the instructions")
+        storage.write_text(path, text)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote; a `DataError` in one line for anything else."""
-        values = storage.read_json(path)
+        values = storage.read_json(path, MAX_BYTES)
         try:
             vocabulary = values["model"]["vocab"]
             words = sorted(vocabulary, key=lambda word: vocabulary[word])

@@ -135,7 +135,7 @@ class Checkpoints:
         """`UsageError` when the disk has no room for `size` bytes times every checkpoint that will be there at once."""
         at_once = self.keep_last + 3  # the best, that of an interruption, and the one that is being written
         free = shutil.disk_usage(self.root.parent).free
-        if free < at_once * size:
+        if free < at_once * size:  # guard: training.checkpoint.space
             need = at_once * size / 2**20
             raise UsageError(f"{self.root}: {at_once} checkpoints need {need:.0f} MiB, the disk has {free / 2**20:.0f} MiB free; make room")
 
@@ -150,14 +150,16 @@ class Checkpoints:
             path = self.path(step)
             refuse(path)
             try:
-                storage.verify(path)
-                return read(path)
+                snapshot = read(path)
+                if snapshot.step != step:  # guard: training.checkpoint.step
+                    raise DataError(f"{path / TRAINER}: is of step {snapshot.step}, the directory of step {step}")
+                return snapshot
             except DataError as error:
                 aside = set_aside(path, "corrupt")
                 say(f"{error}; set aside as {aside.name}, falling back to the checkpoint before")
         # Not the same as an empty directory: to begin at step 0 would overwrite the log of a run that was further.
         lost = sorted(item.name for item in self.root.iterdir() if SET_ASIDE.match(item.name)) if self.root.is_dir() else []
-        if lost:
+        if lost:  # guard: training.checkpoint.none_left
             raise DataError(
                 f"{self.root}: no checkpoint that can be read is left ({', '.join(lost)}); remove {self.root.parent} to start over, "
                 "or choose another directory"
@@ -199,28 +201,31 @@ def is_incomplete(path: Path) -> bool:
 
 def refuse(path: Path) -> None:
     """What must not be answered by silently going back one checkpoint."""
-    if not (path / OPTIMIZER).exists():
+    if not (path / OPTIMIZER).exists():  # guard: training.checkpoint.optimizer
         raise DataError(
             f"{path / OPTIMIZER}: missing; going on without the optimizer's moments would be another run: put the file back, "
             f"or delete the directory {path.name} to resume from the checkpoint before"
         )
     manifest = path / storage.MANIFEST
     try:
-        version = storage.read_json(manifest).get("format_version") if manifest.exists() else None
+        version = storage.read_json(manifest, storage.MAX_MANIFEST_BYTES).get("format_version") if manifest.exists() else None
     except (DataError, AttributeError):
         return  # corrupt: `verify` says so
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > FORMAT_VERSION:  # guard: training.checkpoint.format
         raise DataError(f"{manifest}: format {version} is newer than this deftly reads ({FORMAT_VERSION}); update deftly")
 
 
 def read(path: Path) -> Snapshot:
-    """Read a verified checkpoint directory; a one-line `DataError` for what is not as it should be."""
-    trainer, run = storage.read_json(path / TRAINER), storage.read_json(path / RUN)
-    if not isinstance(trainer, dict) or not isinstance(trainer.get("step"), int) or not isinstance(run, dict):
+    """Verify a checkpoint directory and read it; a one-line `DataError` for what is not as it should be."""
+    manifest = storage.verify(path)
+    storage.require_listed(path, manifest, (OBJECTIVE, OPTIMIZER, RUN, TRAINER))
+    trainer, run = (storage.read_json(path / name, storage.MAX_MANIFEST_BYTES) for name in (TRAINER, RUN))
+    is_state = isinstance(trainer, dict) and isinstance(trainer.get("step"), int)
+    if not is_state or not isinstance(run, dict):  # guard: training.checkpoint.state
         raise DataError(f"{path / TRAINER}: not a trainer's state")
     return Snapshot(
         objective=read_tensors(path / OBJECTIVE),
-        raw=read_tensors(path / RAW) if (path / RAW).exists() else None,
+        raw=read_tensors(path / RAW) if RAW in manifest["files"] else None,
         optimizer=read_tensors(path / OPTIMIZER),
         trainer=trainer,
         run=run,
@@ -229,8 +234,9 @@ def read(path: Path) -> Snapshot:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file on the CPU; a one-line `DataError` when it is missing or is something else."""
-    if not path.is_file():
+    if not path.is_file():  # guard: training.checkpoint.tensors
         raise DataError(f"{path}: missing; the checkpoint is incomplete")
+    storage.check_header(path)
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:

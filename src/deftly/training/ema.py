@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deftly.training.state import Buffers, check_fit, saved_tensors
+from deftly.types import DataError
 
 
 class Ema:
@@ -53,8 +54,11 @@ class Ema:
         lerp(targets, sources, weight)
 
     def load(self, tensors: dict[str, Tensor], updates: int, where: str) -> None:
-        """Restore averages that `average` gave; `DataError` when a name or a shape is another."""
+        """Restore averages that `average` gave; `DataError` when a name, a shape or a type is another, or a weight is not finite."""
         check_fit(self.average, tensors, where)
+        for name, tensor in tensors.items():
+            if name not in self.buffers.names and not bool(torch.isfinite(tensor).all()):  # guard: training.ema.finite
+                raise DataError(f"{where}: the average {name!r} holds a non-finite number; use an earlier checkpoint")
         for name, tensor in tensors.items():
             self.average[name].copy_(tensor)
         self.updates = updates

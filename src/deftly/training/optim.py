@@ -94,11 +94,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: 
         key, _, name = full.partition(".")
         if name in frozen:
             continue
-        if name not in index:
-            raise DataError(f"optimizer state {full!r} belongs to no trainable parameter; the checkpoint is of another model")
+        if name not in index:  # guard: training.optim.names
+            raise DataError(f"optimizer state {full[:200]!r} belongs to no trainable parameter; the checkpoint is of another model")
         parameter = parameters[index[name]]
-        if tensor.ndim and tensor.shape != parameter.shape:
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):  # guard: training.optim.finite
+            raise DataError(f"optimizer state {full!r} is {tensor.dtype} or not finite; use an earlier checkpoint")
+        if tensor.ndim and tensor.shape != parameter.shape:  # guard: training.optim.shapes
             raise DataError(f"optimizer state {full!r} has shape {tuple(tensor.shape)}, the parameter has {tuple(parameter.shape)}")
         # A moment has the memory layout of its parameter (channels_last, say): fused kernels walk both in memory order.
         state.setdefault(index[name], {})[key] = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if tensor.ndim else tensor
+    kinds = {kind for entry in state.values() for kind in entry}
+    for number, entry in state.items():
+        if lacking := kinds - entry.keys():  # guard: training.optim.whole
+            raise DataError(f"optimizer state {min(lacking) + '.' + names[number]!r} is missing; the parameter would begin anew")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

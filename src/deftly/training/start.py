@@ -76,7 +76,6 @@ def read_whole(path: Path) -> tuple[Snapshot, Path]:
     """The newest checkpoint of a run, or the checkpoint that is named, verified; raises `DataError` or `UsageError`."""
     found = find_checkpoint(path, ("last",))
     checkpoint.refuse(found)
-    storage.verify(found)
     return checkpoint.read(found), found
 
 
@@ -91,7 +90,6 @@ def read_source(path: Path) -> Source:
     else:
         found = find_checkpoint(path, ("best", "last"))
         policy = found / checkpoint.POLICY
-        storage.verify(found)
         tensors = without_adapters(checkpoint.read(found).objective)
         # the policy as it acts, with adapters merged
         tensors |= {f"policy.{name}": tensor for name, tensor in checkpoint.read_tensors(policy / POLICY_WEIGHTS).items()}

@@ -37,7 +37,7 @@ def check_not_saved(objective: Objective) -> None:
         except AttributeError:
             raise UsageError(f"{kind}.not_saved names {name!r}, which is no sub-module of it") from None
         learning = [parameter for parameter, value in part.named_parameters() if value.requires_grad]
-        if learning:
+        if learning:  # guard: training.state.not_saved_learns
             raise UsageError(f"{kind}.not_saved names {name!r}, but {name}.{learning[0]} is trainable; freeze it or save it")
 
 
@@ -48,25 +48,27 @@ def load_strictly(module: nn.Module, not_saved: tuple[str, ...], tensors: Mappin
     check_fit(current, tensors, where)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     for name, tensor in tensors.items():
-        if name in parameters and not bool(torch.isfinite(tensor).all()):
+        if name in parameters and not bool(torch.isfinite(tensor).all()):  # guard: training.state.finite
             raise DataError(f"{where}: tensor {name!r} holds a non-finite number; use an earlier checkpoint")
     for name, tensor in tensors.items():
         current[name].copy_(tensor)
 
 
 def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """Same names and shapes, or a one-line `DataError`."""
+    """Same names, shapes and types, or a one-line `DataError`."""
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unknown:
+    if missing or unknown:  # guard: training.state.names
         parts = [
-            f"{label} {names[0]!r}" + (f" (+{len(names) - 1})" if len(names) > 1 else "")
+            f"{label} {names[0][:200]!r}" + (f" (+{len(names) - 1})" if len(names) > 1 else "")
             for label, names in (("lacks", missing), ("has an unknown", unknown))
             if names
         ]
         raise DataError(f"{where}: {' and '.join(parts)}; the weights are of another model")
     for name, tensor in expected.items():
-        if tensor.shape != found[name].shape:
+        if tensor.shape != found[name].shape:  # guard: training.state.shapes
             raise DataError(f"{where}: tensor {name!r} has shape {tuple(found[name].shape)}, the model has {tuple(tensor.shape)}")
+        if tensor.dtype != found[name].dtype:  # guard: training.state.types
+            raise DataError(f"{where}: tensor {name!r} is {found[name].dtype}, the model's is {tensor.dtype}")
 
 
 def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

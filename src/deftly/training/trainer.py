@@ -180,7 +180,7 @@ class Trainer:
             self.checkpoints.require_space(self.plan()["checkpoint_bytes"])
         if text := warning(self.device, self.config.precision):
             self.journal.say(f"WARNING: {text}")
-        if not wants_resume and self.checkpoints.steps():
+        if not wants_resume and self.checkpoints.steps():  # guard: training.begun
             raise UsageError(
                 f"{self.directory}: holds a run at step {self.checkpoints.steps()[-1]}; pass --resume to go on, or choose another directory"
             )
@@ -188,9 +188,10 @@ class Trainer:
     def _go_on(self, snapshot: Snapshot, where: Path, allow_change: Sequence[str]) -> None:
         """Everything as it stood in a checkpoint, once it is known to be of this run."""
         resume.check_allowed(allow_change, self.identity.run)
-        for note in resume.require_same_run(self.identity, snapshot, where, allow_change):
-            self.journal.say(note)
-        self._restore(snapshot, where, new_data=resume.DATASET in allow_change)
+        with resume.reading(where):
+            for note in resume.require_same_run(self.identity, snapshot, where, allow_change):
+                self.journal.say(note)
+            self._restore(snapshot, where, new_data=resume.DATASET in allow_change)
 
     def _take(self, interrupt: Interrupt) -> Batch:
         """The next batch, on the device."""
