@@ -71,7 +71,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("stopped")
     with pytest.raises(SystemExit):
         trainer(directory, stream=ToyStream(calls={STOP - 1: stop})).fit()
-    assert Checkpoints(directory / "checkpoints", 2).steps() == [14, STOP]
+    assert Checkpoints(directory / "checkpoints", 2).steps() == [7, 14, STOP]
     return directory
 
 
