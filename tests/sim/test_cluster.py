@@ -155,6 +155,7 @@ def test_it_starts_for_jobs_only_and_for_this_machine_only(ray: FakeRay, monkeyp
     assert (options["address"], options["num_cpus"], options["include_dashboard"]) == ("local", 2, False)
     assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
     assert environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0", "this is what makes it listen on loopback"
+    assert environment["RAY_worker_niceness"] == "0", "as fast as local workers: Ray would let everything else go first"
     assert (environment["RAY_AUTH_MODE"], len(environment["RAY_AUTH_TOKEN"])) == ("token", 64)
     assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
     assert "RAY_AUTH_TOKEN" not in os.environ
@@ -258,7 +259,7 @@ def test_a_cluster_is_joined_as_it_is(ray: FakeRay, monkeypatch: pytest.MonkeyPa
 
 def test_too_few_cpus_are_an_error_and_no_hang(ray: FakeRay) -> None:
     ray.slow_start = True
-    with pytest.raises(UsageError, match=r"^2 Ray workers did not stand after .* the cluster has 1 CPUs; lower --workers"):
+    with pytest.raises(UsageError, match=r"^2 Ray workers did not stand after .* it has 1 CPUs, or they are busy; lower --workers"):
         list(Ray().run(worker, [1], workers=2))
     assert ray.calls == ["kill", "kill"]
 

@@ -41,7 +41,7 @@ from deftly.types import UsageError
 INSTALL = "pip install 'deftly[ray]', in a checkout pip install -e '.[ray]'"
 COMPARED = ("deftly", "torch", "numpy", "mujoco", "av", "pyarrow")  # other versions may give other bytes
 CONNECT_S = 60.0  # to reach a cluster, the import of ray on a busy machine included
-START_S = 180.0  # for all workers to stand: the first import on a cold file system takes long
+START_S = 300.0  # for all workers to stand: the first import on a cold file system takes long
 SEEN_S = 10.0  # for a file to appear on another machine: a network file system may lag
 OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least is 75 MiB; jobs and results are small
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0" makes Ray listen on the loopback interface alone, on Linux too; its import reads it
@@ -157,7 +157,7 @@ class Ray(Executor):
             return self._ray
         values = {"RAY_USAGE_STATS_ENABLED": "0"}
         if self.address is None:
-            values |= {_LOOPBACK: "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
+            values |= {_LOOPBACK: "0", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
         else:
             _try_out(self.address)
         global _is_settled
@@ -204,7 +204,7 @@ class Ray(Executor):
             except ray.exceptions.GetTimeoutError:
                 cpus = ray.cluster_resources().get("CPU", 0)
                 raise UsageError(
-                    f"{workers} Ray workers did not stand after {START_S:g} s: the cluster has {cpus:g} CPUs; lower --workers"
+                    f"{workers} Ray workers did not stand after {START_S:g} s: it has {cpus:g} CPUs, or they are busy; lower --workers"
                 ) from None
             except ray.exceptions.RayError as error:
                 raise UsageError(f"a Ray worker does not start: {_last_line(str(error))}; is deftly installed on its machine?") from error
