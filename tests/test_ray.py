@@ -125,7 +125,7 @@ def test_a_signal_leaves_no_process_and_the_same_command_continues(tmp_path: Pat
             time.sleep(0.05)
         process.send_signal(number)
         process.wait(timeout=60)
-        until = time.monotonic() + 15
+        until = time.monotonic() + 150  # after SIGKILL two helpers of Ray notice it within a minute or so; its workers go at once
         while (left := processes_of(process.pid)) and time.monotonic() < until:
             time.sleep(0.2)
         assert not left

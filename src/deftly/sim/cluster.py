@@ -324,7 +324,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keeps the process's own handler: Ray's exits with a code that says nothing. Ray's processes go with this one, however it ends."""
+    """Keeps the process's own handler: Ray's exits with a code that says nothing. Its processes go with this one, however it ends."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
