@@ -295,13 +295,13 @@ def write_manifest(directory: Path, about: dict[str, Any]) -> None:
     write_json(directory / MANIFEST, {**about, "files": files})
 
 
-def verify(directory: Path) -> dict[str, Any]:
+def verify(directory: Path, most: int = MAX_MANIFEST_BYTES) -> dict[str, Any]:
     """Check a committed directory against its manifest, which is returned; a one-line `DataError` names the first file that differs.
 
     A file that the manifest does not list is nobody's: it is no fault (a file manager leaves some), and whoever reads must not read it.
     """
     path = directory / MANIFEST
-    manifest = read_json(path, MAX_MANIFEST_BYTES)
+    manifest = read_json(path, most)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise DataError(f"{path}: not a manifest")
     for name, entry in manifest["files"].items():

@@ -29,20 +29,24 @@ def join(kinds: Kinds, values: Mapping[str, Any], where: str) -> Kinds:
     joined = dict(kinds)
     for name, value in values.items():
         if not isinstance(name, str) or not name or name in RESERVED or "/" in name or not _is_text(name):
-            raise DataError(
-                f"{where}: the extra column {str(name)[:60]!r} has the name of one of the format, or one of no column; rename it"
-            )
+            raise DataError(f"{where}: the extra column {shown(name)} has the name of one of the format, or one of no column; rename it")
         kind = _kind(value)
         if kind is None:  # guard: data.provenance.value
-            raise DataError(
-                f"{where}: the extra column {name!r} is {str(value)[:60]!r}; it may be text, a number of 64 bits or a yes or no"
-            )
+            raise DataError(f"{where}: the extra column {name!r} is {shown(value)}; it may be text, a number of 64 bits or a yes or no")
         before = joined.get(name, frozenset())
         joined[name] = before | {kind}
         if not any(joined[name] <= fitting for fitting in TOGETHER):  # guard: data.provenance.kind
-            found = f"is {str(value)[:60]!r}, which is {kind}; in the episodes before it is {' or '.join(sorted(before))}"
+            found = f"is {shown(value)}, which is {kind}; in the episodes before it is {' or '.join(sorted(before))}"
             raise DataError(f"{where}: the extra column {name!r} {found}; use another name or the same kind")
     return joined
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """The beginning of a value, quoted."""
+    try:
+        return repr(str(value)[:most])
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def _kind(value: Any) -> str | None:

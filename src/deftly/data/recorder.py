@@ -24,7 +24,7 @@ from deftly.contract import Camera, Embodiment, differences
 from deftly.data import video
 from deftly.data.files import PARQUET, arrow_schema, arrow_table
 from deftly.data.images import encode_png
-from deftly.data.provenance import Kinds, join
+from deftly.data.provenance import Kinds, join, shown
 from deftly.data.recording import RECORDING, ROWS, Plan, assemble, claimed, clip_name, episode_name, saved_episodes, told
 from deftly.data.schema import ACTION, IMAGES, STATE, Storage, parse_feature
 from deftly.data.video import VideoWriter
@@ -336,7 +336,7 @@ def _float32(given: Any, where: str) -> np.ndarray:
 
 def _check_text(text: Any, where: str) -> None:
     if not isinstance(text, str) or not text.strip() or "\0" in text:
-        raise UsageError(f"{where}: the instruction is {str(text)[:40]!r}; say what the episode shows")
+        raise UsageError(f"{where}: the instruction is {shown(text, 40)}; say what the episode shows")
     try:
         text.encode()
     except UnicodeEncodeError:

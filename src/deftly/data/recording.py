@@ -167,7 +167,7 @@ def told(folder: Path) -> dict[str, Any]:
 
 def read_episode(folder: Path, plan: Plan) -> EpisodeData:
     """A committed episode, checked against the sha256 of its manifest; its videos stay where they are."""
-    about = storage.verify(folder)
+    about = storage.verify(folder, storage.MAX_JSON_BYTES)  # it may hold an instruction for every frame
     where, length, tasks, more = str(folder), about.get("frames"), about.get("tasks"), about.get("extra")
     if not isinstance(length, int) or not isinstance(more, dict) or not isinstance(tasks, list):
         raise DataError(f"{folder}: its manifest has no frames, tasks and extra; it is not an episode of a recording")
