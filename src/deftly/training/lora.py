@@ -102,7 +102,7 @@ def merged(policy: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
             own.load_state_dict({key: state.pop(f"{name}.{key}") for key in module.state_dict()})
             with torch.no_grad():
                 own.merge()  # type: ignore[operator]
-            state.update({f"{name}.{key}": tensor for key, tensor in own.get_base_layer().state_dict().items()})  # type: ignore[operator]
+            state.update({f"{name}.{key}": tensor.contiguous() for key, tensor in own.get_base_layer().state_dict().items()})  # type: ignore[operator]
     return state
 
 
