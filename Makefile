@@ -7,7 +7,8 @@
 #   make proof-kill   trains 21 runs that are killed 40 times, as the real command; each must end in the bits of one that was not
 #   make soak     the same with 200 kills
 #   make mutants  disables each guard: its test must fail
-#   make bench-data   the data engine beside lerobot, measured in one run -> docs/benchmarks.md
+#   make bench-data      the data engine beside lerobot, measured in one run -> docs/benchmarks.md
+#   make bench-training  training beside lerobot's ACT, likewise
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -28,7 +29,7 @@ DEMO_FLAGS ?=
 BENCH_FLAGS ?=
 KILL_FLAGS ?=
 
-.PHONY: help setup demo check test proof proof-kill soak mutants bench-data clean
+.PHONY: help setup demo check test proof proof-kill soak mutants bench-data bench-training clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -74,6 +75,10 @@ mutants: setup
 bench-data: setup
 	@scripts/judge_environment.sh 0.4.4 >/dev/null
 	$(BIN)/python benchmarks/data.py $(BENCH_FLAGS)
+
+bench-training: setup
+	@scripts/judge_environment.sh 0.4.4 >/dev/null
+	$(BIN)/python benchmarks/training.py $(BENCH_FLAGS)
 
 # The environment, not your datasets and runs.
 clean:

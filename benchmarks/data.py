@@ -31,7 +31,6 @@ from rows import GOALS, Bench
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results/data.json"
-PAGE = HERE.parent / "docs/benchmarks.md"
 QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -77,7 +76,7 @@ def main() -> int:
     if not options.quick and list(options.rows) == list(GOALS):
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-        write_page(results, PAGE)
+        write_page()
     return 0 if all(results[name]["equal"] for name in options.rows) else 1
 
 

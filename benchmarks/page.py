@@ -1,7 +1,8 @@
-"""docs/benchmarks.md: a pure function of benchmarks/results/data.json (a test holds the two together)."""
+"""docs/benchmarks.md: a pure function of data.json and training.json in benchmarks/results (a test holds them together)."""
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -83,5 +84,71 @@ def number(value: float) -> str:
     return f"{value:,.0f}".replace(",", " ") if value >= 100 else f"{value:.3g}"
 
 
-def write_page(results: dict[str, Any], path: Path) -> None:
-    path.write_text(render(results))
+STEPS = {
+    "model_step": "forward, backward, AdamW on one batch: eager, fp32",
+    "model_step_channels_last": "the same, both in channels_last",
+    "model_step_compiled": "the same, the transformer layers of both through torch.compile",
+    "model_step_bf16": "the same, both under bf16 autocast",
+    "end_to_end": "from the mp4: our trainer out of its store",
+}
+
+
+def render_training(results: dict[str, Any]) -> str:
+    """The section about training: where, the table, what the rows are, how fast the arithmetic could be."""
+    host, row, whole = results["host"], results["model_step"], results["end_to_end"]
+    shapes = row["shapes"]
+    peer, ours, same = (results["versions"][name] for name in ("training_peer", "training_ours", "model_steps"))
+    cores, dataset = f"{host['cores']} cores of {host['cpu']}, load {host['load_before']:.1f}", whole["shapes"]
+    parts = [
+        "## Training beside lerobot's ACT",
+        f"`make bench-training`, {results['measured_on']}: {cores} from other work when it began. Model steps of deftly and of lerobot "
+        f"{same['lerobot']} run in one process on torch {same['torch']}; end to end each side is as it is installed, deftly "
+        f"{ours['deftly']} on torch {ours['torch']}, lerobot on torch {peer['torch']}. All {results['threads']} cores compute on both "
+        f"sides, which take turns. Figures are medians of {row['rounds']} rounds; in brackets the smallest and the largest ratio of a "
+        "round. That command writes this section from [training.json](../benchmarks/results/training.json).",
+        training_table(results),
+        f"Model steps: batches of {shapes['batch']}, {shapes['cameras']} cameras at {shapes['size']} px, chunks of {shapes['chunk']} "
+        f"actions, lerobot's default widths ({row['parameters'] / 1e6:.1f} M parameters), no dropout, no sentence. *Equal* means: with the "
+        "same weights, samples and noise the losses differ by less than 1e-5 of themselves (`model_step`: "
+        f"{row['loss_difference']:.1g}) and no gradient by more than 1e-4 of the largest ({row['gradient_difference']:.1g}); under bf16 "
+        "2 % and 10 %, as each side rounds in its own order. The compiled row is compared before it is compiled.",
+        f"End to end: batches of {dataset['batch']}, {dataset['cameras']} cameras at {dataset['size']} px of generated demonstrations at "
+        f"10 Hz, chunks of {dataset['chunk']} actions (the two seconds of ACT's 100 at 50 Hz), dropout 0.1, {whole['workers']} worker "
+        "processes on both sides, gradients clipped at 10. lerobot runs its own dataset with PyAV, loader, processor and `update_policy`; "
+        "deftly its trainer, with channels_last and without an average of weights, which lerobot has not. Before that the loss of the "
+        "same samples with the same weights is compared, with one set of statistics: lerobot has no floor for a joint that hardly moves. "
+        f"Preparing the store took {whole['store_s']:.1f} s. Straight from the video deftly reaches "
+        f"{number(whole['video']['ours'])} samples/s ({whole['video']['ratio']:.2f} x).",
+        f"One step of ours is {row['gflop']:.0f} GFLOP (products of matrices and convolutions, counted) in {row['step_s']:.2f} s. The "
+        f"product of two square matrices reaches {row['peak_gflop_per_s']:.0f} GFLOP/s on the same cores, so the step uses "
+        f"{row['mfu']:.0%} of what they can do.",
+    ]
+    return "\n\n".join(part if part.startswith(("|", "-", "#")) else textwrap.fill(part, 140) for part in parts) + "\n"
+
+
+def training_table(results: dict[str, Any]) -> str:
+    lines = ["| row | what | deftly | lerobot | unit | ratio | goal | equal |", "|---|---|---|---|---|---|---|---|"]
+    for name, what in STEPS.items():
+        row = results[name]
+        if "not_measured" in row:
+            lines.append(f"| `{name}` | {what} | | | | {row['not_measured']} | | |")
+            continue
+        goal = f"{row['goal']:g} x" if row["goal"] else ""
+        lines.append(
+            f"| `{name}` | {what} | {number(row['ours'])} | {number(row['peer'])} | {row['unit']} | **{row['ratio']:.2f} x** "
+            f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f}) | {goal} | {'yes' if row['equal'] else 'NO'} |"
+        )
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """docs/benchmarks.md from what is in benchmarks/results."""
+    here = Path(__file__).parent
+    (here.parent / "docs/benchmarks.md").write_text(whole(here / "results"))
+
+
+def whole(results: Path) -> str:
+    """The page of what has been measured."""
+    sections = {"data": render, "training": render_training}
+    files = {name: results / f"{name}.json" for name in sections}
+    return "\n".join(sections[name](json.loads(file.read_text())) for name, file in files.items() if file.exists())

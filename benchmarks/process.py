@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -42,21 +44,39 @@ class Process:
     def call(self, method: str, /, **arguments: Any) -> Any:
         """The answer; `SystemExit` with the end of the log when the process died."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        return self._answer(method)
+
+    def _answer(self, method: str) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.script.name} died in {method}:\n{self.log.read_text()[-3000:]}")
         return json.loads(line)
+
+    def call_within(self, seconds: float, method: str, /, **arguments: Any) -> Any:
+        """The answer, or None where it takes longer: the process is then ended."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            self._process.kill()
+            return None
+        return self._answer(method)
 
     def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Let the process go; again is nothing."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
