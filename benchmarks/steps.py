@@ -15,7 +15,7 @@ from deftly.contract import Camera, Contract, Embodiment, Vector, Window
 from deftly.models.act import ACTConfig, ACTPolicy
 from deftly.models.attention import DecoderLayer, EncoderLayer
 from deftly.objectives.imitation import Imitation, ImitationConfig
-from deftly.training.optim import AdamWConfig
+from deftly.training.optim import AdamWConfig, Part, parameter_groups
 from deftly.types import Batch, Clock, Term, Tokens
 
 OPTIMIZER = AdamWConfig(learning_rate=1e-5, weight_decay=1e-4, betas=(0.9, 0.999))  # lerobot's for ACT
@@ -112,7 +112,8 @@ class Step:
         self.objective: Imitation = ImitationConfig().build(policy.train()).to(device)
         if "channels_last" in variant.split("+"):
             self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.optimizer = OPTIMIZER.build(self.objective)
+        decayed, plain = parameter_groups(self.objective)
+        self.optimizer = OPTIMIZER.build([Part(decayed, True), Part(plain, False)])
         self.forward: Callable[..., dict[str, Term]] = self.objective
         self.clock = Clock(0, 1)
 
