@@ -147,6 +147,81 @@ class TwoTerms(ToyObjective):
         return {**super().forward(batch, clock, counts), **terms}
 
 
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient is turned round (Ganin & Lempitsky, 2015)."""
+
+    @staticmethod
+    def forward(ctx, values):  # type: ignore[override]
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[override]
+        return -0.5 * gradient
+
+
+class StackedPolicy(nn.Module):
+    """Repeated blocks, a number that learns, and a part that a batch may leave alone."""
+
+    def __init__(self, width: int = 6, depth: int = 2) -> None:
+        super().__init__()
+        self.first = nn.Linear(STATE, width)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Tanh()) for _ in range(depth))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.last = nn.Linear(width, ACTION * CHUNK)
+
+    def features(self, batch: Batch) -> torch.Tensor:
+        hidden = self.first(batch.state[:, -1])
+        for block in self.blocks:
+            hidden = hidden + block(hidden) * self.scale
+        return hidden
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.last(self.features(batch)).unflatten(1, (CHUNK, ACTION))
+
+
+class Adversarial(ToyObjective):
+    """A discriminator guesses the sign from what the policy does, and the policy learns that it cannot. Every third step it rests."""
+
+    reads = (*ToyObjective.reads, "labels.sign")
+
+    def __init__(self, policy: nn.Module | None = None) -> None:
+        super().__init__(policy or StackedPolicy())
+        self.discriminator = nn.Sequential(nn.Linear(ACTION * CHUNK, 5), nn.ReLU(), nn.Linear(5, 1))
+
+    def counts(self, batch: Batch):
+        return {**super().counts(batch), "domain": batch.weight.sum()}
+
+    def forward(self, batch: Batch, clock, counts):
+        actions = self.policy(batch)
+        terms = {"mse": Term(((actions - batch.actions).square() * batch.valid_actions()).sum() / counts["mse"])}
+        if clock.step % 3:
+            guess = self.discriminator(Reversed.apply(actions.flatten(1)))[:, 0]
+            loss = nn.functional.binary_cross_entropy_with_logits(guess, batch.labels["sign"], reduction="none")
+            terms["domain"] = Term((loss * batch.weight).sum() / counts["domain"], weight=0.2)
+        return terms
+
+
+class Distilled(ToyObjective):
+    """Follows a frozen teacher, which is no part of a checkpoint, and the demonstrations."""
+
+    not_saved = ("teacher",)
+
+    def __init__(self, policy: nn.Module | None = None) -> None:
+        super().__init__(policy or StackedPolicy())
+        self.teacher = StackedPolicy(width=7, depth=1).requires_grad_(False)
+
+    def counts(self, batch: Batch):
+        return {**super().counts(batch), "teacher": batch.weight.sum()}
+
+    def forward(self, batch: Batch, clock, counts):
+        actions = self.policy(batch)
+        with torch.no_grad():
+            wanted = self.teacher(batch)
+        near = ((actions - wanted).square().mean((1, 2)) * batch.weight).sum() / counts["teacher"]
+        mse = ((actions - batch.actions).square() * batch.valid_actions()).sum() / counts["mse"]
+        return {"mse": Term(mse), "teacher": Term(near, weight=0.5)}
+
+
 def small_config(**changes) -> TrainingConfig:
     base = TrainingConfig(
         steps=30,

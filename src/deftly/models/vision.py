@@ -91,7 +91,8 @@ class FiLMCNN(nn.Module):
         """Expected (x, y) in [-1, 1] of each keypoint map under its softmax over pixels."""
         scores = self.to_keypoints(maps)
         height, width = scores.shape[2:]
-        share = (scores.flatten(2).float() * self.log_temperature.exp()).softmax(dim=2).unflatten(2, (height, width))
-        x = torch.linspace(-1, 1, width, device=maps.device)
-        y = torch.linspace(-1, 1, height, device=maps.device)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        share = (scores.flatten(2).to(wide) * self.log_temperature.exp()).softmax(dim=2).unflatten(2, (height, width))
+        x = torch.linspace(-1, 1, width, device=maps.device, dtype=wide)
+        y = torch.linspace(-1, 1, height, device=maps.device, dtype=wide)
         return torch.cat([share.sum(2) @ x, share.sum(3) @ y], dim=1).to(maps.dtype)

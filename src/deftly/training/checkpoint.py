@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from deftly import storage
+from deftly.training import distributed, shards
+from deftly.training.shards import Piece, everything
 from deftly.types import DataError, UsageError
 
 FORMAT_VERSION = 1
@@ -33,6 +35,16 @@ OPTIMIZER, TRAINER = "optimizer.safetensors", "trainer.json"
 SET_ASIDE = re.compile(r"(corrupt|incomplete)-step-\d{8,}")
 
 WritePolicy = Callable[[Path, dict[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which of how many ranks' rows some tensors are."""
+
+    rank: int = 0
+    ranks: int = 1
+    is_shared: Callable[[str], bool] = lambda name: True
+    """Whether every rank has the same tensor of that name, and all of it."""
 
 
 @dataclass(kw_only=True)
@@ -46,6 +58,8 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     trainer: dict[str, Any]
     run: dict[str, Any]
+    part: Rows = Rows()
+    """Whether the tensors are one rank's rows."""
 
     @property
     def step(self) -> int:
@@ -59,8 +73,9 @@ def directory_name(step: int) -> str:
 class Checkpoints:
     """The `checkpoints/` directory of a run."""
 
-    def __init__(self, root: Path, keep_last: int, every: int | None = None) -> None:
-        self.root, self.keep_last, self.every = root, keep_last, every
+    def __init__(self, root: Path, keep_last: int, every: int | None = None, piece: Piece = everything) -> None:
+        """`piece` says which rows of each tensor are read."""
+        self.root, self.keep_last, self.every, self.piece = root, keep_last, every, piece
 
     def steps(self) -> list[int]:
         """Steps of which there is a directory, oldest first; not yet verified."""
@@ -79,12 +94,37 @@ class Checkpoints:
         """
         path = self.path(snapshot.step)
         try:
-            storage.commit(path, lambda directory: fill(directory, snapshot, policy, write_policy), about())
+            if snapshot.part.ranks == 1:
+                storage.commit(path, lambda directory: fill(directory, snapshot, policy, write_policy), about())
+            else:
+                self._save_together(path, snapshot, policy, write_policy)
         except safetensors.SafetensorError as error:  # its name for a disk that refuses: it is no OSError
             raise OSError(str(error)) from None
+        if snapshot.part.rank:
+            return path
         self.settle(best)
         self.prune(best)
         return path
+
+    def _save_together(self, path: Path, snapshot: Snapshot, policy: dict[str, Tensor], write_policy: WritePolicy) -> None:
+        """Every rank writes its rows into the directory that rank 0 makes, and rank 0 commits it when all are there."""
+        with distributed.Meeting() as meeting:
+            if snapshot.part.rank:
+                owner = meeting.agree()
+                for file in write_tensors(path.with_name(f".{path.name}.{owner}.tmp"), snapshot):
+                    storage.sync_file(file)
+                meeting.agree()
+                return
+
+            def fill_together(directory: Path) -> None:
+                meeting.agree(os.getpid())  # by which the others know the directory
+                write_tensors(directory, snapshot)
+                meeting.agree()
+                found = shards.read(shards.files_of(directory, OBJECTIVE, os.listdir(directory)))  # the others' rows are there only
+                whole = {name: found[f"policy.{name}"].to(tensor.dtype) for name, tensor in policy.items()}
+                write_rest(directory, snapshot, whole, write_policy)
+
+            storage.commit(path, fill_together, about())
 
     def settle(self, best: int | None) -> None:
         """Make `last` name the newest directory, and `best` the directory of step `best`, if it is there."""
@@ -150,7 +190,7 @@ class Checkpoints:
             path = self.path(step)
             refuse(path)
             try:
-                snapshot = read(path)
+                snapshot = read(path, self.piece)
                 if snapshot.step != step:  # guard: training.checkpoint.step
                     raise DataError(f"{path / TRAINER}: is of step {snapshot.step}, the directory of step {step}")
                 return snapshot
@@ -173,14 +213,26 @@ def about() -> dict[str, Any]:
 
 def fill(directory: Path, snapshot: Snapshot, policy: dict[str, Tensor], write_policy: WritePolicy) -> None:
     """Write everything but the manifest into an existing directory."""
+    write_rest(directory, snapshot, policy, write_policy)
+    write_tensors(directory, snapshot)
+
+
+def write_rest(directory: Path, snapshot: Snapshot, policy: dict[str, Tensor], write_policy: WritePolicy) -> None:
+    """What a checkpoint holds once, however many ranks have written its tensors."""
     (directory / POLICY).mkdir()
     write_policy(directory / POLICY, policy)
-    safetensors.torch.save_file(snapshot.objective, directory / OBJECTIVE)
-    if snapshot.raw is not None:
-        safetensors.torch.save_file(snapshot.raw, directory / RAW)
-    safetensors.torch.save_file(snapshot.optimizer, directory / OPTIMIZER)
     storage.write_json(directory / RUN, snapshot.run)
     storage.write_json(directory / TRAINER, snapshot.trainer)
+
+
+def write_tensors(directory: Path, snapshot: Snapshot) -> list[Path]:
+    """The files of this rank."""
+    part, files = snapshot.part, {OBJECTIVE: snapshot.objective, RAW: snapshot.raw, OPTIMIZER: snapshot.optimizer}
+    return [
+        shards.write(directory, name, tensors, part.rank, part.ranks, part.is_shared)
+        for name, tensors in files.items()
+        if tensors is not None
+    ]
 
 
 def set_aside(path: Path, why: str) -> Path:
@@ -201,7 +253,7 @@ def is_incomplete(path: Path) -> bool:
 
 def refuse(path: Path) -> None:
     """What must not be answered by silently going back one checkpoint."""
-    if not (path / OPTIMIZER).exists():  # guard: training.checkpoint.optimizer
+    if not shards.files_of(path, OPTIMIZER, os.listdir(path), check=False):  # guard: training.checkpoint.optimizer
         raise DataError(
             f"{path / OPTIMIZER}: missing; going on without the optimizer's moments would be another run: put the file back, "
             f"or delete the directory {path.name} to resume from the checkpoint before"
@@ -215,18 +267,21 @@ def refuse(path: Path) -> None:
         raise DataError(f"{manifest}: format {version} is newer than this deftly reads ({FORMAT_VERSION}); update deftly")
 
 
-def read(path: Path) -> Snapshot:
-    """Verify a checkpoint directory and read it; a one-line `DataError` for what is not as it should be."""
+def read(path: Path, piece: Piece = everything) -> Snapshot:
+    """Verify a checkpoint directory and read it, or those rows of its tensors that `piece` says; a one-line `DataError` for what is not as
+    it should be."""
     manifest = storage.verify(path)
-    storage.require_listed(path, manifest, (OBJECTIVE, OPTIMIZER, RUN, TRAINER))
+    files = {name: shards.files_of(path, name, manifest["files"]) for name in (OBJECTIVE, RAW, OPTIMIZER)}
+    missing = [name for name in (OBJECTIVE, OPTIMIZER) if not files[name]]
+    storage.require_listed(path, manifest, (*missing, RUN, TRAINER))
     trainer, run = (storage.read_json(path / name, storage.MAX_MANIFEST_BYTES) for name in (TRAINER, RUN))
     is_state = isinstance(trainer, dict) and isinstance(trainer.get("step"), int)
     if not is_state or not isinstance(run, dict):  # guard: training.checkpoint.state
         raise DataError(f"{path / TRAINER}: not a trainer's state")
     return Snapshot(
-        objective=read_tensors(path / OBJECTIVE),
-        raw=read_tensors(path / RAW) if RAW in manifest["files"] else None,
-        optimizer=read_tensors(path / OPTIMIZER),
+        objective=shards.read(files[OBJECTIVE], piece),
+        raw=shards.read(files[RAW], piece) if files[RAW] else None,
+        optimizer=shards.read(files[OPTIMIZER], piece),
         trainer=trainer,
         run=run,
     )

@@ -70,6 +70,8 @@ class TrainingConfig(Config):
     threads: int | None = pydantic.Field(default=None, gt=0)
     """Threads of torch on the CPU; null: as they are. Part of what bit-exact resume needs to be the same."""
     channels_last: bool = False
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """With several processes: whether each has the whole objective (ddp, which `auto` is) or some rows of every parameter (fsdp)."""
     rank_timeout_s: float = pydantic.Field(default=600.0, gt=0)
     """With several processes: how long one waits for the others before all give up."""
     deterministic: bool = True
@@ -80,6 +82,12 @@ class TrainingConfig(Config):
         kinds = [tracker.kind for tracker in self.trackers]
         if len(set(kinds)) < len(kinds):  # guard: training.trackers.twice
             raise ValueError(f"each tracker once, not {', '.join(kinds)}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def check_parallel(self) -> TrainingConfig:
+        if self.lora is not None and self.parallel == "fsdp":  # guard: training.parallel.lora
+            raise ValueError("adapters cannot be merged into weights that are cut into rows: set parallel to ddp, or leave lora out")
         return self
 
     @pydantic.model_validator(mode="after")

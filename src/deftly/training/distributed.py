@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +24,7 @@ PATIENCE = timedelta(days=1)  # for one rank that decodes a dataset while the ot
 LOST = ("gloo", "nccl", "connection", "timed out", "socket")  # what the words of a failed collective hold, whichever library failed
 
 _patient: tuple[object, Any] | None = None  # (the group that it is a copy of, one that waits for PATIENCE)
+_aside: tuple[object, Any] | None = None  # the same, for threads beside the one that trains
 
 
 def active() -> bool:
@@ -209,3 +210,38 @@ def _go_on(error: Exception | None) -> None:
         raise error
     if failed:
         raise SystemExit(int(codes[failed[0]]))
+
+
+def open_aside() -> None:
+    """Make what `Meeting` talks through: called by all ranks at once."""
+    global _aside
+    if _aside is None or _aside[0] is not dist.group.WORLD:
+        _aside = dist.group.WORLD, dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+class Meeting:
+    """Ranks that write something together, in threads beside the ones that train. They `agree` after every stage, and once more at the end
+    of the `with`; when one has failed, all do, at the same stage."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+
+    def agree(self, value: int = 0, failed: bool = False) -> int:
+        """Wait for all; the largest of their values. Raises OSError when one has failed."""
+        assert _aside is not None, "open_aside() first"
+        told = torch.tensor([int(failed), value])
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=_aside[1])
+        if told[0]:
+            self.is_over = True
+            raise OSError("another process could not write its part")
+        return int(told[1])
+
+    def __enter__(self) -> Meeting:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.agree()
+        elif not self.is_over and not (isinstance(error, RuntimeError) and _is_lost(error)):
+            with suppress(OSError):
+                self.agree(failed=True)

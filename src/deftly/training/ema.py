@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from deftly.training.state import Buffers, check_fit, saved_tensors
+from deftly.training.state import Buffers, check_fit, local, saved_tensors
 from deftly.types import DataError
 
 
@@ -32,7 +32,7 @@ class Ema:
                 self.copied.add(name)
         self.buffers = Buffers(module, not_saved)
         self.targets = [average for name, average in self.average.items() if name in parameters]
-        self.sources: list[Tensor] = [parameters[name] for name in self.average if name in parameters]
+        self.sources: list[Tensor] = [local(parameters[name]) for name in self.average if name in parameters]
 
     def decay_now(self) -> float:
         """min(decay, (1 + n) / (10 + n)) after n updates: the first weights are forgotten quickly."""

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deftly.training import distributed
+from deftly.training.state import local
 from deftly.types import Batch, Tokens
 
 MOST_SAMPLES = 16  # keys and episodes that a report lists
@@ -109,7 +111,7 @@ def first_backward(objective: nn.Module, order: list[str]) -> str | None:
     bad = [
         (last.get(name.rpartition(".")[0], -1), name)
         for name, parameter in objective.named_parameters()
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        if parameter.grad is not None and distributed.any_rank(not bool(torch.isfinite(local(parameter.grad)).all()))
     ]
     return max(bad, key=lambda item: item[0])[1] if bad else None
 

@@ -81,6 +81,9 @@ def together(values: list[float | None] | list[float]) -> float | None:
 
 def norms(tensors: list[Tensor]) -> list[Tensor]:
     """The norm of each, in a few kernels for all of them; of a sharded tensor, that of the whole."""
+    sharded = [tensor for tensor in tensors if isinstance(tensor, DTensor)]
+    if sharded and len(sharded) < len(tensors):  # some are too small to be cut: no kernel takes both
+        return [norms([tensor])[0] for tensor in tensors]
     found = torch._foreach_norm(tensors) if tensors else []  # pyright: ignore[reportPrivateImportUsage]
     return [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in found]
 

@@ -52,7 +52,7 @@ class Rollbacks:
             path = self.checkpoints.path(saved)
             try:
                 storage.verify(path)
-                return read(path)
+                return read(path, self.checkpoints.piece)
             except DataError as error:
                 self.say(f"{error}; not going back to it")
         return None

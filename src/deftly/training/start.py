@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pydantic
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from deftly import storage
 from deftly.config import Config
@@ -20,6 +21,7 @@ from deftly.training import checkpoint
 from deftly.training.checkpoint import Snapshot
 from deftly.training.lora import without_adapters
 from deftly.training.names import check_pattern, matching
+from deftly.training.shards import Piece, everything
 from deftly.training.state import saved_tensors
 from deftly.types import DataError, Objective, UsageError
 
@@ -72,11 +74,12 @@ def find_checkpoint(path: Path, pointers: Sequence[str]) -> Path:
     raise UsageError(f"training.start.path: {path}: no run with a checkpoint, no checkpoint, no policy and no safetensors file")
 
 
-def read_whole(path: Path) -> tuple[Snapshot, Path]:
-    """The newest checkpoint of a run, or the checkpoint that is named, verified; raises `DataError` or `UsageError`."""
+def read_whole(path: Path, piece: Piece = everything) -> tuple[Snapshot, Path]:
+    """The newest checkpoint of a run, or the checkpoint that is named, verified, or the rows of it that `piece` says; raises `DataError` or
+    `UsageError`."""
     found = find_checkpoint(path, ("last",))
     checkpoint.refuse(found)
-    return checkpoint.read(found), found
+    return checkpoint.read(found, piece), found
 
 
 def read_source(path: Path) -> Source:
@@ -120,6 +123,11 @@ def take_weights(objective: Objective, patterns: Sequence[str], source: Source, 
     Rows of the policy's `word_tables` go to the same word's row in our own vocabulary `words`; words that the source never saw keep their
     fresh row. Raises `UsageError` or `DataError` in one line.
     """
+    if any(isinstance(parameter, DTensor) for parameter in objective.parameters()):  # guard: training.start.sharded
+        raise UsageError(
+            "training.start.weights cannot be put into a sharded objective: take the first step with training.parallel ddp, or in one "
+            "process, and go on from its checkpoint with --allow-change training.parallel --allow-change ranks"
+        )
     ours = without_adapters(saved_tensors(objective, objective.not_saved))
     names = choose(patterns, ours, source)
     tables = {f"policy.{name}" for name in objective.policy.word_tables} if words is not None and source.words is not None else set()

@@ -6,14 +6,26 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from deftly.types import DataError, Objective, UsageError
 
 
 def saved_tensors(module: nn.Module, not_saved: tuple[str, ...]) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, themselves and not copies, without the sub-modules named in `not_saved`."""
+    """Parameters and persistent buffers by name, themselves and not copies, without the sub-modules named in `not_saved`.
+
+    Of a parameter that is sharded over ranks it is this rank's rows, in the same memory.
+    """
     prefixes = tuple(f"{name}." for name in not_saved)
-    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if not name.startswith(prefixes)}
+    return {name: local(tensor) for name, tensor in module.state_dict(keep_vars=True).items() if not name.startswith(prefixes)}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's rows of a sharded tensor, in the same memory; any other tensor as it is."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
 
 
 class Buffers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,15 @@ def total_counts(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return dict(zip(names, sums.unbind(), strict=True))
 
 
-def clip(parameters: list[torch.nn.Parameter], most: float | None) -> Tensor:
-    """The norm of the whole gradient, which is scaled down to `most` where it is longer. Never waits for the device."""
-    if most is None:
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return torch.nn.utils.clip_grad_norm_(parameters, most, error_if_nonfinite=False)
+def clip(parameters: list[torch.nn.Parameter], most: float | None, combine: Callable[[Tensor], Tensor] = lambda norm: norm) -> Tensor:
+    """The norm of the whole gradient, which is scaled down to `most` where it is longer. Never waits for the device.
+
+    `combine` makes it from the norm of what these parameters have of it.
+    """
+    norm = combine(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    if most is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
 
 
 def check_batch(objective: Objective, batch: Batch, accumulation: int) -> None:

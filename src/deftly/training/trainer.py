@@ -92,7 +92,7 @@ class Trainer:
         self.time = self.journal.time
         self.update = Update(objective, self.config, self.device, seed, self.time, self.journal.say)
         self.objective = self.update.objective
-        self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.keep_last, config.checkpoint_every)
+        self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.keep_last, config.checkpoint_every, self.update.parallel.piece)
         every, limit = config.checkpoint_every, config.max_rollbacks
         self.rollbacks = Rollbacks(directory, self.checkpoints, every, limit, self.journal.say)
         self.saver = Saver(self.checkpoints, self.journal.metrics, write_policy, self.journal.say)
@@ -157,7 +157,7 @@ class Trainer:
             self.saver.saved_step, self.saver.saved_best = self.step, self.best
             self.journal.say(f"resuming at step {self.step} of {self.config.steps}")
         elif start.path is not None and not start.weights:
-            snapshot, where = read_whole(start.path)
+            snapshot, where = read_whole(start.path, self.checkpoints.piece)
             self._go_on(snapshot, where, [*allow_change, "training.start"])
             self.origin, self.best = origin("continued", where, storage.sha256(where / storage.MANIFEST)), None  # a best of this directory
             self.journal.say(f"continuing {where} at step {self.step} of {self.config.steps}")
@@ -254,7 +254,8 @@ class Trainer:
         with self.update.ema.applied() if self.update.ema is not None else nullcontext():
             precision = autocast(self.device, self.config.precision)
             detail, measures = Detail(), Measures(self.config.measures, self.objective)
-            loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device, detail, measures)
+            with self.update.parallel.whole():
+                loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device, detail, measures)
         loss = distributed.as_on_main(loss)
         is_best = math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
         if is_best:
@@ -266,13 +267,14 @@ class Trainer:
     def _save(self, final: bool) -> None:
         """Begin a checkpoint of this step, once the one before is whole; a final one is waited for."""
         self.time.lap("other")
-        if self.is_main:
+        if self.is_main or self.update.parallel.is_sharded:
             self.best = self.saver.settle(self.best)
             if self.saver.saved_step != self.step:
                 snapshot = self.snapshot()
                 self.saver.begin(snapshot, self.update.policy_state(snapshot.objective))
             if final:
-                self.best = self.saver.settle(self.best, final=True)
+                with distributed.together() if self.update.parallel.is_sharded else nullcontext():
+                    self.best = self.saver.settle(self.best, final=True)
         self.time.lap("checkpoint")
 
     def _leave(self, interrupt: Interrupt) -> None:
@@ -299,7 +301,7 @@ class Trainer:
             **self.journal.state(),
             **self.identity.to_dict(),
         }
-        return Snapshot(**tensors._asdict(), trainer=copy.deepcopy(state), run=self.identity.run)
+        return Snapshot(**tensors._asdict(), trainer=copy.deepcopy(state), run=self.identity.run, part=self.update.part())
 
     def _restore(self, snapshot: Snapshot, where: Path, new_data: bool) -> None:
         """The inverse of `snapshot`; `new_data` may be of another length, then it begins at its first sample."""
@@ -343,7 +345,7 @@ class Trainer:
             "best": self.best,
             "stopped_early": self.early_stop.why,
             "precision": self.config.precision,
-            "parameters": sum(parameter.numel() for parameter in self.update.parameters),
+            "parameters": self.update.plan()["parameters"],
             "seconds": {**{name: round(value, 3) for name, value in seconds.items()}, "total": round(whole, 3)},
             "samples_per_s": self.samples / whole if whole else None,
         }

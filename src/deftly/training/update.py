@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from deftly.randomness import seed_global
 from deftly.training import distributed, memory
+from deftly.training.checkpoint import Rows
 from deftly.training.config import TrainingConfig
 from deftly.training.ema import Ema
 from deftly.training.groups import Groups
@@ -23,8 +25,8 @@ from deftly.training.guard import NON_FINITE, Guard, TrainingError
 from deftly.training.locate import Origin, locate
 from deftly.training.lora import add_adapters, merged
 from deftly.training.norms import ModuleNorms, Norms
-from deftly.training.optim import flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
-from deftly.training.parallel import spread
+from deftly.training.optim import Part, flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
+from deftly.training.parallel import place
 from deftly.training.precision import LossScaler, autocast
 from deftly.training.state import check_not_saved, copies, load_strictly, policy_state, saved_tensors
 from deftly.training.step import clip, total_counts
@@ -73,13 +75,12 @@ class Update:
         check_not_saved(objective)
         self.config, self.device, self.seed, self.time = config, device, seed, time
         self.adapted = add_adapters(objective, config.lora, seed) if config.lora is not None else []
-        self.objective = objective.to(device)
-        if config.channels_last:
-            self.objective.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stub lacks this overload)
+        self.objective = objective
+        self.parallel = place(objective, device, config.parallel, config.channels_last)
         self.groups = Groups(objective, config.groups, config.schedule, config.steps)
-        self.optimizer = config.optimizer.build(self.groups.parts)
+        self.parallel.renew()
+        self.optimizer = config.optimizer.build([self._held(part) for part in self.groups.parts])
         self.optimizer_names = optimizer_names(self.groups.parts)
-        self.parallel = spread(objective)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.ema = Ema(objective, config.ema_decay, objective.not_saved) if config.ema_decay is not None else None
         self.scaler = LossScaler() if config.precision == "fp16" else None
@@ -91,16 +92,16 @@ class Update:
         if self.accumulation is None:
             self._find_accumulation(batch, clock)
         if self.groups.enter(clock):
-            self.parallel = spread(self.objective)  # it counts on the parameters that learn
+            self.parallel.renew()
         self.guard.remember()
         values, loss = self._fitting_gradients(batch, clock)
-        learning = self.groups.parameters()
+        learning = self.parallel.collect(self.groups.parameters())
         if self.scaler is not None:
             self.scaler.unscale(learning)
         is_logged = (clock.step + 1) % self.config.log_every == 0 or clock.step + 1 == clock.total
         if is_logged:
             self.norms.remember()
-        norm = clip(learning, self.config.clip_norm)
+        norm = clip(learning, self.config.clip_norm, self.parallel.combine)
         numbers = _read(values, loss, norm)
         self.time.lap("forward_backward")
         scale = self._scale_after_overflow(numbers)
@@ -126,7 +127,7 @@ class Update:
     def _locate(self, batch: Batch, clock: Clock) -> Origin:
         """Replay a step that was not finite, and leave no trace of that either."""
         assert self.accumulation is not None
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         origin = locate(self.objective, batch, self.accumulation, lambda: self._gradients(batch, clock, self.accumulation or 1))
         self._forget()
         return origin
@@ -151,7 +152,7 @@ class Update:
         """The step's gradients, in more parts than before where memory runs out."""
         assert self.accumulation is not None
         while True:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear_gradients()
             try:
                 return self._gradients(batch, clock, self.accumulation)
             except Exception as error:
@@ -178,10 +179,18 @@ class Update:
             raise TrainingError(f"step {clock.step + 1}: out of memory with {batch_size // parts} samples at a time; {remedy}")
         return more[0]
 
+    def _held(self, part: Part) -> Part:
+        """What this rank updates of it."""
+        return replace(part, parameters=dict(zip(part.parameters, self.parallel.held(list(part.parameters.values())), strict=True)))
+
+    def _clear_gradients(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.zero_grad(set_to_none=True)
+
     def _forget(self) -> None:
         """Undo what a forward pass that came to nothing did."""
         self.guard.restore()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -230,6 +239,12 @@ class Update:
         state = policy_state(self.objective, tensors)
         return merged(self.objective.policy, state) if self.adapted else state
 
+    def part(self) -> Rows:
+        """What of the whole `tensors` are."""
+        if not self.parallel.is_sharded:
+            return Rows()
+        return Rows(distributed.rank(), distributed.world_size(), lambda name: self.parallel.piece(name) is None)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the tensors, as plain data."""
         return {
@@ -267,8 +282,10 @@ class Update:
 
     def plan(self) -> dict[str, Any]:
         """Sizes and groups, known before the first step."""
-        learning = sum(parameter.numel() for parameter in self.parameters)
+        learning = sum(parameter.numel() for part in self.groups.parts for parameter in part.parameters.values())
         saved = sum(tensor.nbytes for tensor in saved_tensors(self.objective, self.objective.not_saved).values())
+        moments = 2 * sum(parameter.nbytes for parameter in self.parameters)
+        ranks = distributed.world_size() if self.parallel.is_sharded else 1
         return {
             "parameters": learning,
             "parameters_frozen": sum(parameter.numel() for parameter in self.objective.parameters()) - learning,
@@ -276,7 +293,7 @@ class Update:
             "groups": self.groups.plan(self.config.steps),
             "adapted": len(self.adapted),
             # Twice the weights (policy/ and objective), their average, and two moments of every trainable one.
-            "checkpoint_bytes": (3 if self.ema is not None else 2) * saved + 2 * sum(parameter.nbytes for parameter in self.parameters),
+            "checkpoint_bytes": ranks * ((3 if self.ema is not None else 2) * saved + moments),
         }
 
 
