@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from deftly.config import MAX_CONFIG_BYTES, Config, deepest, known_fields, models_in, read_object
 from deftly.types import UsageError
+from guards import guards
 
 
 class Circle(Config):
@@ -89,6 +90,7 @@ def test_load_names_the_file(tmp_path):
         Drawing.load(path)
 
 
+@guards("config.size", "config.depth")
 @pytest.mark.parametrize(
     ("text", "message"),
     [

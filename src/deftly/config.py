@@ -54,13 +54,13 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, refused when it is missing, too large, too deep, or not an object."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
+    if path.stat().st_size > MAX_CONFIG_BYTES:  # guard: config.size
         raise UsageError(f"{path}: {path.stat().st_size} bytes is more than a config may have ({MAX_CONFIG_BYTES})")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not a text file in UTF-8 (byte {error.start}); a config is JSON") from None
-    if deepest(text) > MAX_CONFIG_DEPTH:
+    if deepest(text) > MAX_CONFIG_DEPTH:  # guard: config.depth
         raise UsageError(f"{path}: JSON nested deeper than {MAX_CONFIG_DEPTH} levels")
     try:
         values = json.loads(text)

@@ -469,12 +469,34 @@ def test_x4_json_without_end_costs_neither_time_nor_memory(
     assert most_memory() - before < 200 << 10, "KiB"
 
 
-@pytest.mark.parametrize("text", [DEEP, WIDE, DIGITS], ids=["deep", "wide", "digits"])
-def test_x4_a_run_without_end_is_refused(tmp_path: Path, text: bytes):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(DEEP, "nested deeper"), (WIDE, "more than a config may have"), (DIGITS, "not a config")],
+    ids=["deep", "wide", "digits"],
+)
+def test_x4_a_run_without_end_is_refused(tmp_path: Path, text: bytes, message: str):
     path = tmp_path / "run.json"
     path.write_bytes(text)
-    _, code = refusal(lambda: deftly_train(path, tmp_path))
+    said, code = refusal(lambda: deftly_train(path, tmp_path))
     assert code == 2
+    assert message in said
+
+
+def test_x3_a_thousand_unknown_keys_are_not_a_thousand_lines(run: Path, tmp_path: Path):
+    many = {f"_target_{number}\n\x1b": number for number in range(20_000)}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**RECIPES["imitate"](True).to_dict(), **many}))
+    started = time.process_time()
+    with pytest.raises(UsageError) as caught:
+        deftly_train(path, tmp_path)
+    assert len(str(caught.value).splitlines()) == 21
+    config = newest(run) / "run.json"
+    config.write_text(json.dumps({**storage.read_json(config), **many}))
+    reseal(newest(run))
+    text, code = refusal(lambda: trainer(run).fit(resume=True))
+    assert code == 2
+    assert "\x1b" not in text
+    assert time.process_time() - started < 5
 
 
 def crafted(header: Any, data: bytes = b"", size: int | None = None) -> bytes:

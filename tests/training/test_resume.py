@@ -16,6 +16,7 @@ import torch
 from deftly import storage
 from deftly.contract import Camera, Contract, Embodiment, Vector, Window
 from deftly.types import DataError, UsageError
+from guards import guards
 from training.toys import ToyObjective, ToyStream, fingerprint, log_lines, make_trainer, small_config
 
 STEPS = 30
@@ -166,11 +167,13 @@ def refusal(directory, error, *, allow_change=(), **changes):
     return text
 
 
+@guards("training.resume.config")
 def test_a_changed_config_is_refused_by_field(stopped):
     text = refusal(stopped, UsageError, config=config().replace(steps=40, clip_norm=2.0))
     assert "training.steps: expected 30, found 40; training.clip_norm: expected 1.0, found 2.0" in text
 
 
+@guards("training.resume.data")
 def test_changed_data_is_refused_naming_the_difference(stopped):
     assert 'dataset_hash: expected "data-1", found "data-2"' in refusal(stopped, DataError, dataset_hash="data-2")
     assert "contract.embodiment.state.low[0]: expected 0.0, found -1.0" in refusal(stopped, DataError, contract=contract(-1.0))
@@ -181,6 +184,7 @@ def copied(stopped, tmp_path):
     return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
+@guards("training.resume.allowed")
 def test_a_named_field_may_change_and_no_other(copied):
     longer = config().replace(steps=40, clip_norm=2.0)
     assert "--allow-change training.clip_norm," in refusal(copied, UsageError, allow_change=["training.steps"], config=longer)
@@ -220,6 +224,7 @@ def test_other_data_is_gone_on_with_when_it_is_named(copied, fits, capsys):
         assert trainer.fit(resume=True)["steps"] == STEPS
 
 
+@guards("training.resume.fixed")
 def test_another_precision_is_refused_and_other_threads_are_announced(stopped, capsys):
     names = {"name": "toy", "training": config().to_dict()}
     assert "precision: expected" in refusal(stopped, UsageError, config=config().replace(precision="bf16"), run_json=names)
@@ -234,6 +239,7 @@ def test_another_precision_is_refused_and_other_threads_are_announced(stopped, c
     assert "not bit for bit" in capsys.readouterr().err
 
 
+@guards("training.update.average")
 def test_another_model_is_refused(tmp_path, stopped):
     wider = ToyObjective()
     wider.policy.extra = torch.nn.Linear(2, 2)

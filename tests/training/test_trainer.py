@@ -12,6 +12,7 @@ from deftly.training.guard import TrainingError
 from deftly.training.step import check_batch, clip, total_counts
 from deftly.training.validation import evaluating, validate
 from deftly.types import Clock, DataError, UsageError
+from guards import guards
 from training.toys import (
     ToyObjective,
     ToyPolicy,
@@ -263,6 +264,7 @@ def test_too_many_bad_steps_end_training_naming_step_and_episodes(tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in read_tensors(last / "raw.safetensors").values())
 
 
+@guards("training.update.finite")
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     trainer = make_trainer(tmp_path)
     with torch.no_grad():

@@ -111,13 +111,13 @@ def require_same_run(ours: Identity, snapshot: Snapshot, where: Path, allowed: S
     state, mine = snapshot.trainer, ours.to_dict()
     config = differences(snapshot.run, ours.run)
     changed = [line for line in config if not _is_allowed(line, (*allowed, *FREE))]
-    if changed:
-        fields = " ".join(f"--allow-change {_field(line)}" for line in changed)
+    if changed:  # guard: training.resume.config
+        fields = " ".join(f"--allow-change {printable(_field(line))}" for line in changed[:8])
         remedy = f"change it back, go on with {fields}, or start a new run directory"
         raise UsageError(f"{where}: the run's config has changed: {shortened(changed)}; {remedy}")
     data = differences({"dataset_hash": state["dataset_hash"]}, {"dataset_hash": mine["dataset_hash"]})
     data += differences({"contract": state["contract"]}, {"contract": mine["contract"]})
-    if data and DATASET not in allowed:
+    if data and DATASET not in allowed:  # guard: training.resume.data
         raise DataError(
             f"{where}: the data is not what the run began with: {shortened(data)}; resume with that data, go on with "
             f"--allow-change {DATASET}, or start a new run directory"
@@ -129,7 +129,7 @@ def require_same_run(ours: Identity, snapshot: Snapshot, where: Path, allowed: S
         for line in differences({name: then[name] for name in fixed}, {name: now[name] for name in fixed})
         if not _is_allowed(f"training.{line}", allowed) and not (_field(line) == RANKS and RANKS in allowed)
     ]
-    if changed:
+    if changed:  # guard: training.resume.fixed
         remedy = f"go on with --allow-change {RANKS}, " if all(_field(line) == RANKS for line in changed) else ""
         raise UsageError(f"{where}: {shortened(changed)}; resume as the run began, {remedy}or start a new run directory")
     notes = [f"changed from here on: {shortened(config + data)}"] if config or data else []
@@ -142,7 +142,7 @@ def check_allowed(allowed: Sequence[str], run: dict[str, Any]) -> None:
     for name in allowed:
         value: Any = run
         for part in () if name in (DATASET, RANKS) else name.split("."):
-            if not isinstance(value, dict) or part not in value:
+            if not isinstance(value, dict) or part not in value:  # guard: training.resume.allowed
                 known = sorted(value) if isinstance(value, dict) else []
                 near = difflib.get_close_matches(part, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join([*known, DATASET, RANKS])}"
@@ -160,5 +160,10 @@ def _is_allowed(line: str, allowed: Sequence[str]) -> bool:
 
 
 def shortened(lines: list[str], most: int = 3) -> str:
-    lines = ["".join(c if c.isprintable() else "?" for c in line[:240]) for line in lines]  # names of others: no line breaks, no escapes
+    lines = [printable(line) for line in lines]
     return "; ".join(lines[:most]) + (f" (+{len(lines) - most} more)" if len(lines) > most else "")
+
+
+def printable(text: str) -> str:
+    """The beginning of what somebody else may have written, without line breaks and escapes."""
+    return "".join(character if character.isprintable() else "?" for character in text[:240])

@@ -226,7 +226,7 @@ class Update:
         weights = copies(saved_tensors(self.objective, self.objective.not_saved))
         averages = copies(self.ema.average) if self.ema is not None else None
         for name, _ in self.objective.named_parameters():
-            if name in weights and not bool(torch.isfinite(weights[name]).all()):
+            if name in weights and not bool(torch.isfinite(weights[name]).all()):  # guard: training.update.finite
                 raise TrainingError(f"step {step}: the weight {name} is no longer finite; lower training.optimizer.learning_rate")
         return Tensors(
             objective=weights if averages is None else averages,
@@ -256,7 +256,7 @@ class Update:
 
     def load(self, tensors: Tensors, state: dict[str, Any], where: str) -> None:
         """The inverse of `tensors` and `state`; `DataError` names what does not fit, and `where` it comes from."""
-        if (self.ema is not None) != (tensors.raw is not None):
+        if (self.ema is not None) != (tensors.raw is not None):  # guard: training.update.average
             has = "has no averaged weights" if self.ema is not None else "has averaged weights"
             raise DataError(f"{where}: {has}, unlike this run; check training.ema_decay")
         load_strictly(self.objective, self.objective.not_saved, tensors.raw if tensors.raw is not None else tensors.objective, where)
