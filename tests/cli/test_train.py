@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deftly.cli.train import TRACKERS, default_directory, find_run, main, override, own_recipe, print_summary
+from deftly.cli.train import TRACKERS, default_directory, find_run, main, override, own_recipe, print_summary, report
 from deftly.models.heads import FlowMatchingConfig
 from deftly.recipes import RECIPES
 from deftly.run import Run
@@ -72,6 +72,13 @@ def test_a_tracker_is_asked_for_and_stays_when_other_fields_change(tmp_path: Pat
     main(["imitate", "--small", "--out", str(out), "--device", "cpu", "--track", "tensorboard", *flags])
     assert Run.load(out / "run.json").training.trackers == (TRACKERS["tensorboard"],)
     assert [path.suffix for path in (out / "tensorboard").iterdir()] == [".deftly"]
+    assert "Error on held-out demonstrations" in (out / "report.html").read_text()
+
+
+def test_a_report_that_cannot_be_written_is_said_and_the_run_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("{")
+    report(tmp_path)
+    assert capsys.readouterr().err.startswith(f"WARNING: no report: {tmp_path / 'run.json'}")
 
 
 def test_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deftly.evaluation.charts import Series, curves, dot, log_ticks, number, shares, thin, ticks
+from deftly.evaluation.charts import Series, areas, curves, dot, log_ticks, number, shares, thin, ticks, twin
 from deftly.evaluation.statistics import Proportion
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+def test_two_series_in_different_units_have_an_axis_each():
+    left, right = Series("a", [0, 10], [0.0, 1.0]), Series("b", [0, 10], [0.0, 400.0], "second")
+    found = twin(left, right, 20)
+    assert [line.points for line in found.lines] == ["0.00,100.00 50.00,0.00", "0.00,100.00 50.00,0.00"]
+    assert (found.y_ticks[-1].label, found.right_ticks[-1].label) == ("1", "400")
+    assert [line.label for line in twin(left, Series("b", [], []), 20).lines] == ["a"]
+    assert [line.label for line in twin(Series("a", [1], [None]), right, 20).lines] == ["b"]
+    assert twin(Series("a", [], []), Series("b", [], []), 20) is None
+
+
+def test_areas_fill_the_box_in_shares_of_each_stretch():
+    first, second = areas([10, 20], [[1.0, 3.0], [2.0, 2.0]])
+    assert first == "0.00,75.00 50.00,75.00 50.00,50.00 100.00,50.00 100.00,100.00 50.00,100.00 50.00,100.00 0.00,100.00"
+    assert second.startswith("0.00,0.00 50.00,0.00")
+    assert areas([10], [[0.0, 0.0]]) == []
+    assert areas([1, 2], [[0.0], [4.0]]) == ["50.00,0.00 100.00,0.00 100.00,100.00 50.00,100.00"]
+    thinned = areas(range(1, 1001), [[1.0, 1.0]] * 1000, count=10)
+    assert len(thinned[0].split()) == 40
 
 
 def test_a_dot_stands_in_its_interval() -> None:

@@ -49,9 +49,12 @@ def metrics(path: Path, steps: int = 200) -> None:
     parts = {"data": 0.1, "forward_backward": 0.8, "optimizer": 0.1}
     for step in range(10, steps + 1, 10):
         line = {"step": step, "kind": "train", "loss": 1 / step, "learning_rate": 1e-3, "samples": 8 * step, "skipped": 0}
+        line["gradient_norm"] = 2.0 + step % 3
         storage.append_line(path, {**line, "time": {**parts, "elapsed": step}}, durable=False)
         if step % 50 == 0:
-            storage.append_line(path, {"step": step, "kind": "validation", "loss": 1.1 / step, "time": {"elapsed": step}}, durable=False)
+            terms = {"action": 1.1 / step, "action_accuracy": step / 400, "language_alignment": 0.37}
+            line = {"step": step, "kind": "validation", "loss": 1.1 / step, "terms": terms, "time": {"elapsed": step}}
+            storage.append_line(path, line, durable=False)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +94,10 @@ def test_a_full_page_shows_everything_and_loads_nothing(full: Path) -> None:
         "no-op",
         "missed grasp",
         "by colour",
-        "Learning rate",
+        "learning rate <b>0.001</b>",
+        "gradient norm <b>4</b>",
+        "action accuracy <b>0.5</b>",
+        "language alignment <b>0.37</b>",
         "forward + backward",
         "351 234",
     ):
@@ -153,6 +159,49 @@ def test_a_run_that_is_not_judged_yet(full: Path, tmp_path: Path) -> None:
     Tags(text)
     assert "Not judged yet" in text
     assert "How it learnt" in text
+
+
+def test_an_offline_run_is_judged_by_its_held_out_error(full: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(full, run, ignore=shutil.ignore_patterns("evaluation"))
+    storage.write_json(run / "run.json", {**storage.read_json(run / "run.json"), "world": None})
+    text = render(gather(run))
+    Tags(text)
+    assert "Not judged yet" not in text
+    assert text.count("Error on held-out demonstrations") == 1
+    assert text.index("Error on held-out demonstrations") < text.index("How it learnt"), "it is the headline"
+    (run / "offline.json").unlink()
+    assert "no error on held-out demonstrations was measured" in render(gather(run))
+
+
+def test_a_run_that_is_judged_elsewhere_says_how(full: Path, tmp_path: Path) -> None:
+    shutil.copytree(full, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    assert f"<code>deftly evaluate {tmp_path / 'run'}</code>" in render(gather(tmp_path / "run"))
+
+
+def test_every_session_and_why_it_ended_early(full: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(full, run, ignore=shutil.ignore_patterns("evaluation"))
+    machine = {"cpu": "Toy 9000", "cores": 2, "memory_bytes": 2**33, "gpus": []}
+    start = {
+        "kind": "start",
+        "step": 0,
+        "machine": machine,
+        "versions": {"deftly": "1"},
+        "git": {"here": {"commit": "f" * 40, "dirty": True}},
+    }
+    for line in ({**start, "time": "t0"}, {**start, "time": "t1", "step": 7}, {"kind": "end", "time": "t2", "step": 9, "how": "finished"}):
+        storage.append_line(run / "sessions.jsonl", line)
+    storage.write_json(run / "summary.json", {**storage.read_json(run / "summary.json"), "stopped_early": "stopped early: <b>"})
+    text = render(gather(run))
+    for words in (
+        "<dt>t0</dt><dd>from step 0, no end on record</dd>",
+        "<dt>t1</dt><dd>steps 7 to 9, finished</dd>",
+        "Toy 9000, 2 cores, 8 GiB",
+        "ffffffffffff, with changes",
+        "It stopped early: &lt;b&gt;",
+    ):
+        assert words in text
 
 
 def test_a_stopped_evaluation_is_said(full: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from deftly.evaluation.report import write_report
 from deftly.run import Run, train
 from deftly.training import distributed
 from deftly.training.tensorboard import TensorBoardConfig
@@ -67,6 +68,7 @@ def main(arguments: list[str]) -> None:
     summary = train(run, directory, resume=own.resume, device=own.device, allow_change=own.allow_change)
     if distributed.is_spokesman():
         print_summary(summary, directory)
+        report(directory)
 
 
 def check_change(allow_change: list[str], resume: bool, run: Run, directory: Path) -> None:
@@ -77,6 +79,14 @@ def check_change(allow_change: list[str], resume: bool, run: Run, directory: Pat
         raise UsageError("--allow-change is for a run that goes on: add --resume, or name the run that goes on in --training.start.path")
     if not directory.exists():
         raise UsageError(f"--allow-change: there is no run in {directory} that could change; give the run's directory as --out")
+
+
+def report(directory: Path) -> None:
+    """Write the run's page. The run is done: a page that cannot be written is said, and no more."""
+    try:
+        print(f"report: {write_report(directory)}")
+    except (UsageError, OSError) as error:
+        print(f"WARNING: no report: {error}", file=sys.stderr)
 
 
 def default_directory(name: str, run: Run, resume: bool) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from deftly.evaluation.statistics import Proportion
@@ -61,6 +61,7 @@ class Curves:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     is_log: bool
+    right_ticks: tuple[Tick, ...] = ()  # of lines of kind `second`, which have an axis of their own
 
 
 class Series(NamedTuple):
@@ -73,14 +74,17 @@ class Series(NamedTuple):
     marked: bool = False
 
 
-def curves(series: Sequence[Series], may_be_log: bool = True) -> Curves | None:
-    """All series on one pair of axes that start at 0, the vertical one logarithmic where they span a lot; None without points."""
+def curves(series: Sequence[Series], may_be_log: bool = True, until: float = 0.0) -> Curves | None:
+    """All series on one pair of axes that start at 0, the vertical one logarithmic where they span a lot; None without points.
+
+    The horizontal axis reaches to the last point, and at least to `until`.
+    """
     clean = [(item, _finite(item)) for item in series]
     clean = [(item, points) for item, points in clean if points]
     if not clean:
         return None
     values = [y for _, points in clean for _, y in points]
-    right = max(x for _, points in clean for x, _ in points) or 1.0
+    right = max(until, *(x for _, points in clean for x, _ in points)) or 1.0
     is_log = may_be_log and min(values) > _TINY and max(values) / min(values) > _LOG_FROM
     y_ticks = log_ticks(min(values), max(values)) if is_log else ticks(min(0.0, *values), max(values))
     low, high = y_ticks[0], y_ticks[-1]
@@ -95,8 +99,38 @@ def curves(series: Sequence[Series], may_be_log: bool = True) -> Curves | None:
         marks = tuple((round(x, 2), round(y, 2)) for x, y in places) if item.marked else ()
         text = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
         lines.append(Line(item.label, text, number(points[-1][1]), item.kind, marks))
-    x_ticks = tuple(Tick(100 * value / right, number(value)) for value in ticks(0, right) if value <= right)
-    return Curves(tuple(lines), x_ticks, tuple(Tick(height(value), number(value)) for value in y_ticks), is_log)
+    return Curves(tuple(lines), along(right), tuple(Tick(height(value), number(value)) for value in y_ticks), is_log)
+
+
+def along(right: float) -> tuple[Tick, ...]:
+    """Ticks of a horizontal axis from 0 to `right`."""
+    return tuple(Tick(100 * value / right, number(value)) for value in ticks(0, right) if value <= right)
+
+
+def twin(left: Series, right: Series, until: float) -> Curves | None:
+    """Two series in different units, each on its own vertical axis; the other alone where one has no points."""
+    first, second = curves([left], may_be_log=False, until=until), curves([right], until=until)
+    if first is None or second is None:
+        return first or second
+    return replace(first, lines=first.lines + second.lines, right_ticks=second.y_ticks)
+
+
+def areas(x: Sequence[float], parts: Sequence[Sequence[float]], count: int = 60) -> list[str]:
+    """Shares of a whole along x, stacked: for each part the `points` of a polygon in a box of 100 x 100, the first part at the bottom.
+
+    `parts[i]` are the parts between x[i - 1] (0 at first) and x[i]; at most `count` stretches are drawn. Empty where all parts are 0.
+    """
+    edges = sorted({len(parts) * i // count for i in range(count + 1)})
+    sums = [[sum(column) for column in zip(*parts[a:b], strict=True)] for a, b in itertools.pairwise(edges)]
+    ends = [0.0, *(100 * x[b - 1] / (x[-1] or 1.0) for b in edges[1:])]
+    stretches = [(a, b, found) for (a, b), found in zip(itertools.pairwise(ends), sums, strict=True) if sum(found) > 0]
+    polygons = []
+    for part in range(len(parts[0]) if stretches else 0):
+        heights = [(a, b, 100 * sum(found[:part]) / sum(found), 100 * sum(found[: part + 1]) / sum(found)) for a, b, found in stretches]
+        upper = [place for a, b, _, top in heights for place in ((a, 100 - top), (b, 100 - top))]
+        lower = [place for a, b, base, _ in reversed(heights) for place in ((b, 100 - base), (a, 100 - base))]
+        polygons.append(" ".join(f"{across:.2f},{down:.2f}" for across, down in upper + lower))
+    return polygons
 
 
 def _finite(item: Series) -> list[tuple[float, float]]:

@@ -17,6 +17,7 @@ import jinja2
 from deftly import storage
 from deftly.contract import Contract
 from deftly.evaluation import charts
+from deftly.evaluation.learning import seconds, sessions, training
 from deftly.evaluation.plan import PLAN, Plan, read
 from deftly.evaluation.statistics import Proportion
 from deftly.evaluation.summary import Row, read_rows, summarise, video_path
@@ -84,6 +85,7 @@ def gather(run: Path, evaluation: str | None = None) -> dict[str, Any]:
         "others": [other(key, *value) for key, value in finished.items()] if len(finished) > 1 else [],
         "unfinished": unfinished,
         "training": training(run),
+        "judge": f"deftly evaluate {shlex.quote(str(run))}" if config.get("world") is not None else None,
         "offline": offline(run / "offline.json"),
         "folds": folds(run / "folds.json"),
         "facts": facts(run, config, contract, finished[name][0] if name is not None else None),
@@ -194,40 +196,7 @@ def films(directory: Path, policy: list[Row], rate_hz: float | None) -> tuple[li
     return found, left_out
 
 
-# Training -------------------------------------------------------------------------------------------------------------------------------
-
-
-def training(run: Path) -> dict[str, Any] | None:
-    """Curves, where the time went, and the last figures; None without metrics."""
-    lines = [line for line in storage.read_lines(run / "metrics.jsonl") if isinstance(line, dict) and "step" in line]
-    train = [line for line in lines if line.get("kind") == "train"]
-    held_out = [line for line in lines if line.get("kind") == "validation"]
-    if not train:
-        return None
-    # The first lines are of a policy that knows nothing: on one axis with the rest they would flatten everything that follows.
-    settled = train[min(2, len(train) // 20) :]
-    loss = [charts.Series("training", [line["step"] for line in settled], [line["loss"] for line in settled], "soft")]
-    loss.append(
-        charts.Series("held-out episodes", [line["step"] for line in held_out], [line["loss"] for line in held_out], "main", marked=True)
-    )
-    rate = charts.Series("learning rate", [line["step"] for line in train], [line.get("learning_rate") for line in train], "main")
-    parts: dict[str, float] = {}
-    for line in train:
-        for name, value in line.get("time", {}).items():
-            if name != "elapsed":
-                parts[name] = parts.get(name, 0.0) + value
-    total = sum(parts.values())
-    return {
-        "loss": charts.curves(loss),
-        "rate": charts.curves([rate], may_be_log=False),
-        "time": [
-            {"share": share, "label": share.label.replace("_", " + "), "text": seconds(share.value)} for share in charts.shares(parts)
-        ],
-        "total": seconds(total),
-        "steps": train[-1]["step"],
-        "speed": charts.number(train[-1].get("samples", 0) / total) if total else None,
-        "skipped": train[-1].get("skipped", 0),
-    }
+# Offline --------------------------------------------------------------------------------------------------------------------------------
 
 
 def offline(path: Path) -> list[dict[str, Any]]:
@@ -269,14 +238,6 @@ def folds(path: Path) -> dict[str, Any] | None:
     }
 
 
-def seconds(value: float) -> str:
-    """A duration as it is spoken of."""
-    if value < 60:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 # What it is, and how to get it again ------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +255,7 @@ def facts(run: Path, config: dict[str, Any], contract: Contract | None, plan: Pl
     found = {"Policy": policy_facts(run, contract), "Contract": contract_facts(contract), "Data": data_facts(run, config)}
     found["Trained on"] = machine_facts(find_checkpoint(run))
     found["Judged with"] = list(plan.versions.items()) if plan is not None else []
+    found["Sessions"] = sessions(run)
     return [(title, pairs) for title, pairs in found.items() if pairs]
 
 
