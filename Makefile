@@ -9,6 +9,7 @@
 #   make mutants  disables each guard: its test must fail
 #   make bench-data      the data engine beside lerobot, measured in one run -> docs/benchmarks.md
 #   make bench-training  training beside lerobot's ACT, likewise
+#   make bench-saving    what checkpoints and resuming cost, likewise
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -29,7 +30,7 @@ DEMO_FLAGS ?=
 BENCH_FLAGS ?=
 KILL_FLAGS ?=
 
-.PHONY: help setup demo check test proof proof-kill soak mutants bench-data bench-training clean
+.PHONY: help setup demo check test proof proof-kill soak mutants bench-data bench-training bench-saving clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -79,6 +80,9 @@ bench-data: setup
 bench-training: setup
 	@scripts/judge_environment.sh 0.4.4 >/dev/null
 	$(BIN)/python benchmarks/training.py $(BENCH_FLAGS)
+
+bench-saving: setup
+	$(BIN)/python benchmarks/saving.py $(BENCH_FLAGS)
 
 # The environment, not your datasets and runs.
 clean:

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md: a pure function of data.json and training.json in benchmarks/results (a test holds them together)."""
+"""docs/benchmarks.md: a pure function of the files in benchmarks/results that are there (a test holds them together)."""
 
 from __future__ import annotations
 
@@ -141,6 +141,25 @@ def training_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def render_saving(results: dict[str, Any]) -> str:
+    """The section about checkpoints: what they cost, and what a resume costs."""
+    host, cost, resume = results["host"], results["cost"], results["resume"]
+    parts = [
+        "## Checkpoints",
+        f"`make bench-saving`, {results['measured_on']}: {host['cores']} cores of {host['cpu']}, load {host['load_before']:.1f} from other "
+        "work when it began. That command writes this section from [saving.json](../benchmarks/results/saving.json).",
+        f"The demo's policy, {cost['steps']} steps with a checkpoint of {cost['checkpoint_mib']:.1f} MiB every {cost['every']}, takes "
+        f"**{cost['ratio']:.3f} x** the time of the same run without any ({cost['saving_s']:.1f} s and {cost['never_s']:.1f} s; medians of "
+        f"{cost['rounds']} rounds by turns, {cost['ratio_min']:.3f} to {cost['ratio_max']:.3f}; goal {cost['goal']:g} x); the loop itself "
+        f"was held up for {cost['waited_s']:.2f} s, the copying and the wait for the last checkpoint included. The weights are "
+        f"{'the same bits' if cost['equal'] else 'NOT EQUAL'}.",
+        f"A resumed run has its first batch {resume['resume_s']:.2f} s after it begins to look for its checkpoint. Checking and "
+        f"reading that takes {resume['load_s']:.2f} s, so the rest costs {resume['beyond_load_s']:.2f} s (goal {resume['goal_s']:g} s); "
+        f"a fresh run takes {resume['fresh_s']:.2f} s.",
+    ]
+    return "\n\n".join(part if part.startswith("#") else textwrap.fill(part, 140) for part in parts) + "\n"
+
+
 def write_page() -> None:
     """docs/benchmarks.md from what is in benchmarks/results."""
     here = Path(__file__).parent
@@ -149,6 +168,6 @@ def write_page() -> None:
 
 def whole(results: Path) -> str:
     """The page of what has been measured."""
-    sections = {"data": render, "training": render_training}
+    sections = {"data": render, "training": render_training, "saving": render_saving}
     files = {name: results / f"{name}.json" for name in sections}
     return "\n".join(sections[name](json.loads(file.read_text())) for name, file in files.items() if file.exists())

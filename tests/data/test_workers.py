@@ -93,7 +93,7 @@ class Slow:
 
 def test_t17_a_run_that_was_stopped_as_a_whole_has_waited_for_nothing(monkeypatch):
     """Ctrl-Z, or a batch system that suspends a job: however long it takes, nobody stalled."""
-    monkeypatch.setattr("deftly.data.workers.STALLED_S", 0.8)
+    monkeypatch.setattr("deftly.data.workers.STALLED_S", 1.5)
     read, write = os.pipe()
     run = os.fork()
     if run == 0:
@@ -109,7 +109,7 @@ def test_t17_a_run_that_was_stopped_as_a_whole_has_waited_for_nothing(monkeypatc
         os._exit(0)
     assert os.read(read, 1) == b"."
     os.killpg(run, signal.SIGSTOP)
-    time.sleep(1.5)
+    time.sleep(2.2)
     os.killpg(run, signal.SIGCONT)
     os.close(write)
     os.waitpid(run, 0)
