@@ -71,7 +71,7 @@ ALLOWED = {
     ("evaluation/videos.py", "av.open"): MEMORY,
     ("sim/cluster.py", ".write_text"): "a probe that other machines look for, and is removed",
     ("training/checkpoint.py", "os.replace"): RENAMED,
-    ("training/checkpoint.py", "safetensors.torch.save_file"): COMMITTED,
+    ("training/shards.py", "safetensors.torch.save_file"): COMMITTED,
     ("training/saver.py", ".save"): "of `Checkpoints`, which commits",
 }
 

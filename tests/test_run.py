@@ -19,6 +19,7 @@ from deftly.data.augment import OFF
 from deftly.models.act import ACTConfig
 from deftly.recipes import RECIPES
 from deftly.run import Run, build_policy, choose_device, offline, print_plan, train, write_policy
+from deftly.training import distributed
 from deftly.types import DataError, UsageError
 from guards import guards
 from small_data import robot, write_dataset
@@ -189,3 +190,11 @@ def test_pretrained_weights_that_are_not_there_are_named_before_training(data: P
             path.write_bytes(content)
         with pytest.raises(error, match=match):
             train(small.replace(data=source, policy=small.policy.replace(pretrained=path)), tmp_path / "run", device="cpu")
+
+
+@guards("run.folds.ranks")
+def test_folds_are_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "launched", lambda: 2)
+    with pytest.raises(UsageError, match="by a single process"):
+        train(RECIPES["imitate"](True).replace(folds=2, world=None), tmp_path / "run", device="cpu")
+    assert not list(tmp_path.iterdir())

@@ -186,3 +186,11 @@ def test_a_rank_that_dies_ends_the_others_soon_and_with_one_line(tmp_path):
     assert "TrainingError: another process of this training ended or no longer answers" in error
     assert time.monotonic() - began < 60
     assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000004\n"
+
+
+@guards("training.distributed.available")
+def test_a_torch_that_knows_no_ranks_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "launched", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="cannot train with several processes"), distributed.process_group(CPU, 1.0):
+        pass
