@@ -100,3 +100,22 @@ def test_a_layer_that_is_dead_as_a_whole_and_one_that_lives():
 def test_a_plain_policy_has_no_dead_units(tmp_path):
     make_trainer(tmp_path, objective=Elements(ToyPolicy()), config=small_config(steps=5)).fit()
     assert next(line for line in log_lines(tmp_path) if line["kind"] == "detail")["dead"] == {}
+
+
+def test_judged_with_the_actions_of_others_what_is_learnt_is_worse_and_what_is_not_is_the_same():
+    class Knows(Elements):
+        """Knows all dimensions but the last, for which it says 0."""
+
+        def forward(self, batch, clock, counts):
+            known = make_batch(batch.key).actions.clone()
+            known[:, :, -1] = 0
+            error = (known - batch.actions).square()
+            return {"mse": Term((error * batch.valid_actions()).sum() / counts["mse"], elements=error)}
+
+    detail = Detail()
+    validate(Knows(), batches(6), 30, torch.no_grad(), torch.device("cpu"), detail)
+    term = detail.to_dict()["terms"]["mse"]
+    assert term["dimension"][:-1] == [0.0] * (ACTION - 1)
+    assert all(value > 0.1 for value in term["mismatched"]["dimension"][:-1])
+    assert term["mismatched"]["dimension"][-1] == pytest.approx(term["dimension"][-1], rel=0.5)
+    assert detail.batches == 6

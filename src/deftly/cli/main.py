@@ -22,6 +22,7 @@ COMMANDS = {
     "play": "let a policy act on your own sentence and watch it",
     "report": "write a run's page: one self-contained HTML file",
     "runs": "list runs and what became of them, or put some side by side",
+    "diagnose": "what is wrong with a run: verdicts, evidence, remedies",
     "doctor": "look at this machine: what works, what does not, how to mend it",
 }
 # What to do about an error of the operating system; the rest is REMEDY.
@@ -89,6 +90,8 @@ def run(command: str, arguments: list[str]) -> None:
             from deftly.cli.report import main as command_main
         case "runs":
             from deftly.cli.runs import main as command_main
+        case "diagnose":
+            from deftly.cli.diagnose import main as command_main
         case _:
             from deftly.cli.doctor import main as command_main
     command_main(arguments)

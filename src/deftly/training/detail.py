@@ -1,20 +1,25 @@
 """Where a held-out loss comes from: which action dimension, which step of the chunk, which task, which robot.
 
 An objective takes part by giving a `Term` its `elements`, the loss of every action element before it is summed up.
+
+A loss alone does not say what has been learnt: dimensions, tasks and objectives have scales of their own. So the first batches are judged a
+second time, each observation with the actions of another one. What is as bad as that has learnt nothing from what it sees.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deftly.types import Batch, Mean, Term
+from deftly.types import Batch, Clock, Mean, Objective, Term
 
 MOST_TASKS = 64  # that a line lists: those with the largest loss
+MISMATCHED_BATCHES = 4  # that are judged twice
 
 
 class Sums:
@@ -55,6 +60,7 @@ class Sums:
             "spread": spread.tolist(),
             "horizon": (total["horizon"] / total["horizon_count"]).tolist(),
             "task": named(self.by["task"]),
+            "tasks": len(self.by["task"]),
             "standard_error": standard_error(episodes),
         }
         return {**found, **({"embodiment": named(self.by["embodiment"])} if len(self.by["embodiment"]) > 1 else {})}
@@ -65,6 +71,8 @@ class Detail:
 
     def __init__(self) -> None:
         self.terms: dict[str, Sums] = {}
+        self.mismatched: dict[str, Sums] = {}
+        self.batches = 0
         self.samples = 0
         self.episodes: set[int] = set()
         self.dead: dict[str, float] = {}
@@ -76,11 +84,37 @@ class Detail:
             if term.elements is not None:
                 self.terms.setdefault(name, Sums()).add(term.elements.detach(), batch)
 
+    def mismatch(self, objective: Objective, batch: Batch, clock: Clock) -> None:
+        """Judge a batch, if it is one of the first, with the actions of other samples."""
+        self.batches += 1
+        if not self.terms or self.batches > MISMATCHED_BATCHES or len(batch) < 2:
+            return
+        other = exchanged(batch)
+        for name, term in objective(other, clock, objective.counts(other)).items():
+            if term.elements is not None:
+                self.mismatched.setdefault(name, Sums()).add(term.elements.detach(), other)
+
     def to_dict(self) -> dict[str, Any]:
         """Means over valid elements. `spread` is the standard deviation of each action dimension, in the units of the batch;
-        `standard_error` that of the mean over episodes; `dead` the share of units that do not vary, of modules that have any."""
+        `standard_error` that of the mean over episodes; `mismatched` the losses with the actions of other samples; `dead` the share of
+        units that do not vary, of modules that have any."""
         terms = {name: sums.to_dict() for name, sums in self.terms.items()}
+        for name, sums in self.mismatched.items():
+            terms[name]["mismatched"] = {part: sums.to_dict()[part] for part in ("dimension", "horizon", "task")}
         return {"samples": self.samples, "episodes": len(self.episodes), "terms": terms, "dead": self.dead}
+
+
+def exchanged(batch: Batch) -> Batch:
+    """A batch whose samples have the actions of the sample half a batch further: neighbours are of one episode, and nearly the same."""
+    by = max(1, len(batch) // 2)
+    assert batch.actions is not None
+    assert batch.action_is_pad is not None
+    return replace(
+        batch,
+        actions=batch.actions.roll(by, 0),
+        action_is_pad=batch.action_is_pad.roll(by, 0),
+        action_dim_is_pad=batch.action_dim_is_pad | batch.action_dim_is_pad.roll(by, 0),
+    )
 
 
 def named(means: dict[int, Mean]) -> dict[str, float]:

@@ -4,7 +4,8 @@
 {"step": 40, "kind": "train", "loss": …, "terms": {…}, "gradient_norm": …, "learning_rate": …, "samples": …, "skipped": 0, "time": {…}}
 {"step": 40, "kind": "validation", "loss": …, "terms": {…}, "is_best": true, "time": {…}}
 {"step": 40, "kind": "detail", "samples": …, "episodes": …, "terms": {"action": {"dimension": […], "spread": […], "horizon": […],
- "task": {"0": …}, "standard_error": …}}, "dead": {"policy.trunk.2": 0.1}, "time": {…}}
+ "task": {"0": …}, "tasks": …,
+ "standard_error": …, "mismatched": {"dimension": […], "horizon": […], "task": {…}}}}, "dead": {"policy.trunk.2": 0.1}, "time": {…}}
 {"step": 40, "kind": "modules", "modules": {"policy.trunk": {"gradient": …, "weight": …, "update": …, "ratio": …, "size": …}}, "time": {…}}
 {"step": 3, "kind": "overflow", "loss_scale": 32768.0, "time": {…}}
 {"step": 41, "kind": "skipped", "reason": "non-finite", "loss": null, "terms": {…}, "gradient_norm": null, "episodes": "3, 5, 8",

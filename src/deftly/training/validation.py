@@ -53,6 +53,7 @@ def validate(
             terms = objective(batch, clock, counts)
             if detail is not None:
                 detail.add(batch, terms)
+                detail.mismatch(objective, batch, clock)
             for name, term in terms.items():
                 # A term without a count of its own is a plain mean over samples.
                 count = float(counts[name]) if name in counts else float(len(batch))

@@ -1,0 +1,110 @@
+"""Everything that a run directory says about its training, read with care: it may be of a run that was killed, or that still goes on."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deftly import storage
+from deftly.training.rollback import FAILURE_FILE
+from deftly.training.tracking import METRICS
+from deftly.types import DataError, UsageError
+
+Line = dict[str, Any]
+EARLY = 0.2  # of a run: where the loss falls steeply and the rate warms up
+CONTRACT = ("policy/contract.json",)
+
+
+@dataclass(frozen=True)
+class Record:
+    directory: Path
+    lines: dict[str, list[Line]]
+    """The log by kind."""
+    run: dict[str, Any]
+    """`run.json`."""
+    failure: dict[str, Any] | None
+    """`failure.json`, where the run ended by it."""
+    action_names: list[str]
+
+    def of(self, kind: str) -> list[Line]:
+        return self.lines.get(kind, [])
+
+    @property
+    def steps(self) -> int:
+        """Done so far."""
+        return max((line["step"] for lines in self.lines.values() for line in lines), default=0)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        found = self.run.get("training", {})
+        return found if isinstance(found, dict) else {}
+
+    def losses(self) -> tuple[list[int], list[float]]:
+        """(steps, losses) of the train lines that are finite."""
+        pairs = [(line["step"], line["loss"]) for line in self.of("train") if line["loss"] is not None]
+        return [step for step, _ in pairs], [loss for _, loss in pairs]
+
+    def validations(self) -> tuple[list[int], list[float]]:
+        pairs = [(line["step"], line["loss"]) for line in self.of("validation") if line["loss"] is not None]
+        return [step for step, _ in pairs], [loss for _, loss in pairs]
+
+    def settled(self, kind: str) -> list[Line]:
+        """The lines after the beginning of the run."""
+        return [line for line in self.of(kind) if line["step"] > EARLY * self.steps] or self.of(kind)
+
+
+def read_record(directory: Path) -> Record:
+    """Raises `UsageError` where there is no run, `DataError` where its files are damaged; each in one line."""
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such directory; name a run's directory, such as runs/imitate")
+    path = directory / METRICS
+    if not path.is_file():
+        folds = f"; it holds folds: name one, such as {directory / 'fold-0'}" if (directory / "fold-0").is_dir() else ""
+        raise UsageError(f"{directory}: has no {METRICS}, so nothing was trained here{folds or '; name the directory of a training run'}")
+    lines: dict[str, list[Line]] = {}
+    for number, line in enumerate(storage.read_lines(path), 1):
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not isinstance(line.get("kind"), str):
+            raise DataError(f"{path}:{number}: not a line that training writes; restore the file, or train again")
+        lines.setdefault(line["kind"], []).append(line)
+    run = _read(directory / "run.json") or {}
+    failure = _read(directory / FAILURE_FILE)
+    last = max((line["step"] for found in lines.values() for line in found), default=0)
+    if failure is not None and failure.get("step") != last:
+        failure = None  # the run was resumed since, and got further
+    return Record(directory, lines, run, failure, _action_names(directory))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    value = storage.read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds {type(value).__name__} where an object should be; restore the file")
+    return value
+
+
+def _action_names(directory: Path) -> list[str]:
+    """Of the newest checkpoint's contract, where it has one."""
+    for contract in sorted((directory / "checkpoints").glob("step-*/policy/contract.json"), reverse=True):
+        value = _read(contract) or {}
+        try:
+            return [str(name) for name in value["embodiment"]["action"]["names"]]
+        except (KeyError, TypeError):
+            continue
+    return []
+
+
+def middle(values: list[float]) -> float:
+    """The median, or NaN of nothing."""
+    return statistics.median(values) if values else math.nan
+
+
+def number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.01 or value == 0 else f"{value:.2%}"

@@ -1,0 +1,81 @@
+"""A verdict, and which one a reader sees first: causes before what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["fault", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
+
+# From what is wrong with the data, over the model and the rate, to what one only sees. A cause is worth more than the symptoms that it
+# brings along: the order decides within a severity, and a symptom becomes a note where a cause explains it (`EXPLAINS`).
+ORDER = (
+    "stopped", "non-finite", "leaking-split", "label-shift", "frozen-module", "no-update", "schedule-at-zero", "dead-units",
+    "exploding-gradients", "exploding-weights", "vanishing-gradients", "learning-rate-too-high", "learning-rate-too-low", "spikes",
+    "data-bound", "always-clipped", "unlearnt-dimension", "unlearnt-horizon", "unlearnt-task", "language-ignored", "dominated-loss",
+    "duplicate-data", "constant-dimension", "outliers", "diverged", "oscillation", "nothing-learnt", "overfitting", "validation-too-small",
+    "no-validation", "regularised", "update-ratio", "slow-average", "overflows", "frozen-by-choice", "too-short",
+)  # fmt: skip
+
+EXPLAINS = {
+    "frozen-module": ("nothing-learnt", "learning-rate-too-low", "language-ignored"),
+    "schedule-at-zero": ("nothing-learnt", "learning-rate-too-low", "no-update"),
+    "dead-units": ("nothing-learnt", "vanishing-gradients", "language-ignored", "frozen-module", "learning-rate-too-low"),
+    "exploding-gradients": ("always-clipped", "vanishing-gradients", "nothing-learnt", "language-ignored"),
+    "vanishing-gradients": ("nothing-learnt", "language-ignored", "learning-rate-too-low"),
+    "learning-rate-too-high": (
+        "diverged",
+        "oscillation",
+        "nothing-learnt",
+        "spikes",
+        "exploding-weights",
+        "language-ignored",
+        "dead-units",
+    ),
+    "learning-rate-too-low": ("nothing-learnt", "language-ignored"),
+    "always-clipped": ("nothing-learnt",),
+    "nothing-learnt": ("language-ignored",),
+    "unlearnt-dimension": ("dominated-loss",),
+    "leaking-split": ("duplicate-data",),
+    "label-shift": ("nothing-learnt",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """`fault`: the run is not worth its result as it is; `warning`: look at it; `note`: good to know."""
+
+    code: str
+    severity: Severity
+    what: str
+    evidence: str
+    remedy: str
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return SEVERITIES.index(self.severity), ORDER.index(self.code)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The worst first; what another verdict of at least the same weight explains becomes a note."""
+    found = list(verdicts)
+    worst = {code: min(one.rank[0] for one in found if one.code == code) for code in {one.code for one in found}}
+    explained = {
+        symptom: cause
+        for cause in sorted(worst, key=ORDER.index, reverse=True)
+        if worst[cause] < SEVERITIES.index("note")
+        for symptom in EXPLAINS.get(cause, ())
+    }
+    # What is explained by something that is itself explained is explained all the more: nothing has to be undone here.
+    return sorted((_explained(one, explained.get(one.code)) for one in found), key=lambda one: one.rank)
+
+
+def _explained(verdict: Verdict, cause: str | None) -> Verdict:
+    if cause is None or verdict.severity == "note":
+        return verdict
+    return Verdict(**{**verdict.to_dict(), "severity": "note", "evidence": f"{verdict.evidence} (follows from {cause})"})
