@@ -13,7 +13,8 @@ from training.toys import ToyObjective, ToyPolicy, ToyStream, log_lines, make_tr
 
 def test_norms_of_a_step_are_those_of_its_tensors(tmp_path):
     trainer = make_trainer(tmp_path, config=small_config(clip_norm=1e-3, log_every=2))
-    assert trainer.update(trainer.stream.next(), Clock(0, 30)).modules is None
+    assert trainer.update(trainer.stream.next(), Clock(0, 30)).modules is not None  # what the weights began as
+    assert trainer.update(trainer.stream.next(), Clock(4, 30)).modules is None
     before = {name: parameter.detach().clone() for name, parameter in trainer.objective.named_parameters()}
     taken = trainer.update(trainer.stream.next(), Clock(1, 30))
     assert taken.modules is not None
@@ -63,4 +64,4 @@ def test_what_is_not_finite_is_null():
 
 def test_a_step_that_is_not_logged_measures_nothing(tmp_path):
     make_trainer(tmp_path, stream=ToyStream(), config=small_config(steps=9, log_every=4)).fit()
-    assert [line["step"] for line in log_lines(tmp_path) if line["kind"] == "modules"] == [4, 8, 9]
+    assert [line["step"] for line in log_lines(tmp_path) if line["kind"] == "modules"] == [1, 4, 8, 9]

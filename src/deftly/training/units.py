@@ -1,4 +1,7 @@
-"""Dead units: outputs of activation functions that say the same whatever the input is. Watched by hooks while a validation runs."""
+"""Dead units: outputs of rectifying activations (ReLU, GELU and their kin) that say the same whatever the input is.
+
+Watched by hooks while a validation runs. An activation that is called as a function is not a module, and is not seen.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from torch import Tensor, nn
 
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus,
-    nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Hardtanh,
 )  # fmt: skip
 STILL = 1e-3  # of the widest range in the layer: the tail of a GELU is never exactly 0
 LEAST_RANGE = 1e-6  # where a whole layer is dead there is nothing to compare with

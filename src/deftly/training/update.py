@@ -98,7 +98,7 @@ class Update:
         learning = self.parallel.collect(self.groups.parameters())
         if self.scaler is not None:
             self.scaler.unscale(learning)
-        is_logged = (clock.step + 1) % self.config.log_every == 0 or clock.step + 1 == clock.total
+        is_logged = clock.step == 0 or (clock.step + 1) % self.config.log_every == 0 or clock.step + 1 == clock.total
         if is_logged:
             self.norms.remember()
         norm = clip(learning, self.config.clip_norm, self.parallel.combine)

@@ -18,9 +18,10 @@ ZERO_SHARE = 0.2  # of the logged steps; a cosine to 0 has one
 FELL_LITTLE = 0.15  # of the first loss: what the mean action is better than fresh weights
 FELL_HALF = 0.5  # of the first loss: who gets that far is on the way, however slowly
 TOO_FAST = 0.03  # update / weight: thirty times the usual 1e-3; a weight is then replaced every thirty steps
+GREW = 5.0  # times, in the median module: weights that train well stay within a factor of 2 or 3 of where they began
 MOVED_LITTLE = 0.05  # of the size of the weights, in a whole run: fresh weights that learn move by more than a third of it
 GAVE_BACK = 0.5  # of what the loss had fallen
-REVERSALS = 0.45  # of the steps between validations; a descent has none, noise around a level two thirds
+JUMPS, EACH_WAY = 0.25, 3  # of the changes from line to line, and how often up and down: a descent has none up, a spike is one each
 SWING = 0.25  # of the level: three times what batch noise makes of a mean over 20 steps
 SWING_OF_FIRST = 0.03  # of the first loss: near 0 every change is relatively large
 OVERFIT_PATIENCE = 3  # validations after the best one
@@ -88,15 +89,21 @@ def ratios(record: Record) -> dict[str, float]:
 
 
 def swings(values: list[float], first: float) -> tuple[float, float] | None:
-    """(share of changes that are reversals, the usual change relative to the level), where the changes are large; else None."""
+    """(share of the changes that are jumps, the usual jump relative to the level), where values jump up as well as down; else None."""
     changes = [b - a for a, b in itertools.pairwise(values)]
-    if len(changes) < FEWEST_LINES - 2:
+    level = abs(middle(values))
+    jumps = [change for change in changes if abs(change) > max(SWING * level, SWING_OF_FIRST * abs(first))]
+    ups = sum(jump > 0 for jump in jumps)
+    if len(jumps) < JUMPS * len(changes) or min(ups, len(jumps) - ups) < EACH_WAY:
         return None
-    reversals = sum(a * b < 0 for a, b in itertools.pairwise(changes)) / (len(changes) - 1)
-    change, level = middle([abs(change) for change in changes]), abs(middle(values))
-    if reversals < REVERSALS or change < SWING * level or change < SWING_OF_FIRST * abs(first):
-        return None
-    return reversals, change / level if level else math.inf
+    return len(jumps) / len(changes), middle([abs(jump) for jump in jumps]) / level if level else math.inf
+
+
+def growth(record: Record) -> float:
+    """How many times as large the weights of the median module became; 1 where that cannot be told."""
+    lines = [line["modules"] for line in record.of("modules")]
+    found = [one["weight"] / lines[0][name]["weight"] for name, one in lines[-1].items() if name in lines[0] and lines[0][name]["weight"]]
+    return middle(found) if found else 1.0
 
 
 class Trend(NamedTuple):
@@ -145,12 +152,12 @@ def _trend(record: Record, found: Trend) -> Iterator[Verdict]:
             remedy="check that actions belong to observations (`deftly data preview`), then learning rate and policy size",
         )
     if found.swing is not None:
-        reversals, change = found.swing
+        jumps, change = found.swing
         yield Verdict(
             code="oscillation",
             severity="warning",
             what="the loss goes up and down instead of settling",
-            evidence=f"{share(reversals)} of its changes are reversals, each of {share(change)} of its level; {found.path}",
+            evidence=f"{share(jumps)} of its changes are jumps, of {share(change)} of its level; {found.path}",
             remedy="lower training.optimizer.learning_rate or enlarge data.batch_size; data that comes in blocks does this too: shuffle it",
         )
 
@@ -162,12 +169,15 @@ def _pace(record: Record, found: Trend) -> Iterator[Verdict]:
         return
     fastest = max(ratio, key=lambda name: ratio[name])
     moved = statistics.median(ratio.values()) * record.steps
-    if ratio[fastest] > TOO_FAST and (found.gave_back or found.swing or found.fell < FELL_LITTLE):
+    grown = growth(record)
+    is_in_trouble = found.gave_back or found.swing is not None or found.fell < FELL_HALF
+    if grown > GREW or (ratio[fastest] > TOO_FAST and (found.gave_back or found.swing or found.fell < FELL_LITTLE)):
         yield Verdict(
             code="learning-rate-too-high",
-            severity="fault",
+            severity="fault" if is_in_trouble else "warning",
             what="the learning rate is too high: weights change faster than they can learn",
-            evidence=f"an update is {share(ratio[fastest])} of the weights of {fastest} (about 0.1 % is usual); {found.path}",
+            evidence=f"the weights of the median module are {number(grown)} times as large as at first, an update is "
+            f"{share(ratio[fastest])} of those of {fastest} (about 0.1 % is usual); {found.path}",
             remedy="lower training.optimizer.learning_rate by a factor of 10, or warm up for longer",
         )
     if moved < MOVED_LITTLE and found.fell < FELL_HALF:

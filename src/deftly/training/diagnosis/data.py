@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from deftly.data import quarantine
 from deftly.data.columns import Columns
@@ -120,11 +119,9 @@ def _shift(recorded: Recorded) -> Iterator[Verdict]:
     )
 
 
-Numbers = Float[np.ndarray, "n d"]
-
-
-def lag_fits(episodes: list[tuple[Numbers, Numbers]], most: int = LAGS) -> dict[int, float] | None:
-    """Lag -> R² of predicting the next change of state from state and the action that far ahead, linearly, on every other episode.
+def lag_fits(episodes: list[tuple[np.ndarray, np.ndarray]], most: int = LAGS) -> dict[int, float] | None:
+    """Lag -> R² of predicting the next change of state [n s] from state and the action [n a] that far ahead, linearly, on every other
+    episode.
 
     All lags are judged on the same frames. None where episodes are too few or too short.
     """
@@ -146,7 +143,7 @@ def lag_fits(episodes: list[tuple[Numbers, Numbers]], most: int = LAGS) -> dict[
     return fits
 
 
-def fit(inputs: list[Numbers], targets: list[Numbers]) -> float:
+def fit(inputs: list[np.ndarray], targets: list[np.ndarray]) -> float:
     """R² on odd episodes of a ridge regression on even ones, mean over the dimensions that change."""
     x, y = (np.concatenate(part[::2]).astype(np.float64) for part in (inputs, targets))
     x_test, y_test = (np.concatenate(part[1::2]).astype(np.float64) for part in (inputs, targets))

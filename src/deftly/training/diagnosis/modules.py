@@ -99,24 +99,26 @@ def _gradients(seen: dict[str, Seen]) -> Iterator[Verdict]:
     bottom = min(known, key=known.__getitem__)
     usual = middle(list(known.values()))
     between = f"{number(known[bottom])} per parameter in {bottom}, {number(known[top])} in {top}, {number(usual)} in the median module"
-    if known[top] > EXPLODES * usual or known[bottom] < VANISHES * known[top]:
-        # From the usual module's side: is the far end above it, or below?
-        if known[top] / usual >= usual / known[bottom]:
-            yield Verdict(
-                code="exploding-gradients",
-                severity="fault",
-                what=f"the gradient grows on its way to {top}",
-                evidence=between,
-                remedy=f"normalise before or inside {top}, or begin it with smaller weights",
-            )
-        else:
-            yield Verdict(
-                code="vanishing-gradients",
-                severity="fault",
-                what=f"the gradient is lost on its way to {bottom}",
-                evidence=between,
-                remedy="residual connections, normalisation, and activations that do not saturate keep it",
-            )
+    lost = [name for name, gradient in known.items() if gradient < VANISHES * known[top]]
+    # Modules are declared from the input to the output, as a rule; gradients go the other way.
+    values = list(known.values())
+    grows = middle(values[: len(values) // 2]) > middle(values[(len(values) + 1) // 2 :])
+    if known[top] > EXPLODES * usual and (grows or not lost):
+        yield Verdict(
+            code="exploding-gradients",
+            severity="fault",
+            what=f"the gradient grows on its way to {top}",
+            evidence=between,
+            remedy=f"normalise before or inside {top}, or begin it with smaller weights",
+        )
+    elif lost:
+        yield Verdict(
+            code="vanishing-gradients",
+            severity="fault" if len(lost) > 1 else "note",  # one alone has no effect, such as a constant before a normalisation
+            what=f"the gradient is lost on its way to {', '.join(lost)}",
+            evidence=between,
+            remedy="residual connections, normalisation, and activations that do not saturate keep it",
+        )
 
 
 def _weights(seen: dict[str, Seen]) -> Iterator[Verdict]:

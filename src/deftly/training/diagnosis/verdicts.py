@@ -12,11 +12,11 @@ SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
 # From what is wrong with the data, over the model and the rate, to what one only sees. A cause is worth more than the symptoms that it
 # brings along: the order decides within a severity, and a symptom becomes a note where a cause explains it (`EXPLAINS`).
 ORDER = (
-    "stopped", "non-finite", "leaking-split", "label-shift", "frozen-module", "no-update", "schedule-at-zero", "dead-units",
-    "exploding-gradients", "exploding-weights", "vanishing-gradients", "learning-rate-too-high", "learning-rate-too-low", "spikes",
-    "data-bound", "always-clipped", "unlearnt-dimension", "unlearnt-horizon", "unlearnt-task", "language-ignored", "dominated-loss",
+    "stopped", "non-finite", "leaking-split", "label-shift", "schedule-at-zero", "learning-rate-too-high", "frozen-module",
+    "no-update", "dead-units", "exploding-gradients", "exploding-weights", "vanishing-gradients", "learning-rate-too-low", "spikes",
+    "always-clipped", "unlearnt-dimension", "unlearnt-horizon", "unlearnt-task", "language-ignored", "dominated-loss",
     "duplicate-data", "constant-dimension", "outliers", "diverged", "oscillation", "nothing-learnt", "overfitting", "validation-too-small",
-    "no-validation", "regularised", "update-ratio", "slow-average", "overflows", "frozen-by-choice", "too-short",
+    "no-validation", "data-bound", "regularised", "update-ratio", "slow-average", "overflows", "frozen-by-choice", "too-short",
 )  # fmt: skip
 
 EXPLAINS = {
@@ -26,21 +26,17 @@ EXPLAINS = {
     "exploding-gradients": ("always-clipped", "vanishing-gradients", "nothing-learnt", "language-ignored"),
     "vanishing-gradients": ("nothing-learnt", "language-ignored", "learning-rate-too-low"),
     "learning-rate-too-high": (
-        "diverged",
-        "oscillation",
-        "nothing-learnt",
-        "spikes",
-        "exploding-weights",
-        "language-ignored",
-        "dead-units",
+        "diverged", "oscillation", "nothing-learnt", "spikes", "exploding-weights", "language-ignored", "dead-units", "frozen-module",
+        "vanishing-gradients", "exploding-gradients", "unlearnt-dimension", "unlearnt-task", "unlearnt-horizon",
     ),
     "learning-rate-too-low": ("nothing-learnt", "language-ignored"),
     "always-clipped": ("nothing-learnt",),
     "nothing-learnt": ("language-ignored",),
     "unlearnt-dimension": ("dominated-loss",),
     "leaking-split": ("duplicate-data",),
+    "spikes": ("oscillation",),
     "label-shift": ("nothing-learnt",),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

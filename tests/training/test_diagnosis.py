@@ -1,0 +1,212 @@
+"""What `diagnose` reads, what it refuses, and the verdicts that need no training to be shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deftly import storage
+from deftly.cli import diagnose as command
+from deftly.training.diagnosis.data import lag_fits
+from deftly.training.diagnosis.examine import diagnose
+from deftly.training.diagnosis.verdicts import EXPLAINS, ORDER, Verdict, ranked
+from deftly.types import DataError, UsageError
+from training.toys import make_trainer, small_config
+
+
+def verdict(code, severity):
+    return Verdict(code=code, severity=severity, what="", evidence="seen", remedy="")
+
+
+def codes(directory):
+    return {one.code: one for one in diagnose(directory)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("diagnosis") / "run"
+    make_trainer(directory, config=small_config(steps=60, log_every=5, checkpoint_every=None)).fit()
+    lines = [{**line, "time": {**line["time"], "data": 0.0}} for line in storage.read_lines(directory / "metrics.jsonl")]  # a busy machine
+    storage.write_text(directory / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return directory
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def add(run, **line):
+    storage.append_line(run / "metrics.jsonl", line, durable=False)
+
+
+def rewrite(run, kind, change):
+    lines = [change(line, index) if line["kind"] == kind else line for index, line in enumerate(storage.read_lines(run / "metrics.jsonl"))]
+    storage.write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+
+
+# -- ranking -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_comes_first_and_causes_before_their_symptoms():
+    found = ranked(
+        [verdict("overfitting", "warning"), verdict("too-short", "note"), verdict("dead-units", "fault"), verdict("spikes", "warning")]
+    )
+    assert [one.code for one in found] == ["dead-units", "spikes", "overfitting", "too-short"]
+
+
+def test_what_a_cause_explains_becomes_a_note_and_a_note_explains_nothing():
+    found = ranked([verdict("nothing-learnt", "warning"), verdict("frozen-module", "fault")])
+    assert [(one.code, one.severity) for one in found] == [("frozen-module", "fault"), ("nothing-learnt", "note")]
+    assert "follows from frozen-module" in found[1].evidence
+    found = ranked([verdict("nothing-learnt", "warning"), verdict("frozen-module", "note")])
+    assert found[0].severity == "warning"
+
+
+def test_every_code_that_is_explained_has_a_place():
+    assert {code for symptoms in EXPLAINS.values() for code in symptoms} | set(EXPLAINS) <= set(ORDER)
+    assert len(set(ORDER)) == len(ORDER)
+
+
+# -- what is read ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_without_a_run_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UsageError, match="no such directory"):
+        diagnose(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"has no metrics\.jsonl"):
+        diagnose(tmp_path)
+    (tmp_path / "fold-0").mkdir()
+    with pytest.raises(UsageError, match="fold-0"):
+        diagnose(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"step": 61, "kind": "train"}', "not what training writes"),
+        ('{"step": 61, "kind": "train", "loss": "low", "learning_rate": 0, "gradient_norm": 1}', "not what training writes"),
+        ('{"step": 61, "kind": "modules", "modules": [1]}', "not what training writes"),
+        ('{"step": 61, "kind": "detail", "terms": {"a": {"dimension": 3}}}', "not what training writes"),
+        ("[1, 2]", "not a line that training writes"),
+        ('{"step": "x", "kind": "train"}', "not a line that training writes"),
+        ("{broken", "not valid JSON"),
+    ],
+)
+def test_a_damaged_log_is_refused_in_one_line(run, line, says):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(line + "\n" + '{"step": 62, "kind": "other"}\n')
+    with pytest.raises(DataError, match=says) as caught:
+        diagnose(run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.json", "failure.json"])
+def test_other_damaged_files_are_refused_in_one_line(run, name):
+    (run / name).write_text("[]")
+    with pytest.raises(DataError, match=name):
+        diagnose(run)
+
+
+def test_an_unfinished_log_is_read_as_far_as_it_goes(run):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 61, "ki')
+    assert "non-finite" not in codes(run)
+
+
+def test_a_log_of_before_there_were_norms_and_details_is_read(run):
+    lines = [line for line in storage.read_lines(run / "metrics.jsonl") if line["kind"] in ("train", "validation")]
+    storage.write_text(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    diagnose(run)
+
+
+def test_the_command_prints_a_table_or_json_and_is_strict_when_asked(run, capsys):
+    command.main([str(run)])
+    assert "nothing above a note" in " ".join(capsys.readouterr().out.split())
+    command.main([str(run), "--strict"])
+    add(run, step=61, kind="skipped", reason="spike", loss=900.0, terms={}, gradient_norm=1.0, episodes="3, 5")
+    capsys.readouterr()
+    command.main([str(run), "--json"])
+    (first, *_) = json.loads(capsys.readouterr().out)
+    assert (first["code"], first["severity"]) == ("spikes", "warning")
+    assert "episodes 3, 5" in first["evidence"]
+    with pytest.raises(SystemExit) as ended:
+        command.main([str(run), "--strict"])
+    assert ended.value.code == 1
+
+
+# -- verdicts ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_gave_up_says_so_until_it_got_further(run):
+    storage.write_json(run / "failure.json", {"step": 60, "bad_steps_in_a_row": 10, "rollbacks": [{}], "remedy": "look"})
+    assert codes(run)["stopped"].severity == "fault"
+    add(run, step=61, kind="other")
+    assert "stopped" not in codes(run)
+
+
+def test_a_loss_that_rises_again_has_diverged(run):
+    rewrite(run, "train", lambda line, index: {**line, "loss": 1.0 - 0.01 * line["step"] if line["step"] < 45 else 3.0})
+    assert codes(run)["diverged"].severity == "fault"
+
+
+def test_weights_that_grow_without_end_are_named(run):
+    def grow(line, index):
+        modules = {name: dict(one) for name, one in line["modules"].items()}
+        modules["policy.last"]["weight"] *= line["step"] ** 2
+        return {**line, "modules": modules}
+
+    rewrite(run, "modules", grow)
+    assert "policy.last" in codes(run)["exploding-weights"].what
+
+
+def test_a_module_that_the_optimizer_does_not_know_is_named(run):
+    rewrite(
+        run,
+        "modules",
+        lambda line, index: {**line, "modules": {**line["modules"], "policy.first": {**line["modules"]["policy.first"], "update": 0.0}}},
+    )
+    assert codes(run)["no-update"].what.startswith("policy.first")
+
+
+def test_what_is_frozen_on_purpose_is_a_note(run):
+    frozen = {"gradient": None, "update": None, "ratio": None}
+    rewrite(
+        run,
+        "modules",
+        lambda line, index: {**line, "modules": {**line["modules"], "policy.first": {**line["modules"]["policy.first"], **frozen}}},
+    )
+    assert codes(run)["frozen-by-choice"].severity == "note"
+
+
+def moved_by(lag, episodes=8, frames=60, seed=0):
+    """A state that follows its command, with labels that stand `lag` frames too late."""
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(episodes):
+        action = draw.normal(size=(frames, 3)).cumsum(0) * 0.2
+        state = np.zeros((frames, 3))
+        for frame in range(frames - 1):
+            state[frame + 1] = state[frame] + 0.5 * (action[frame] - state[frame]) + 0.01 * draw.normal(size=3)
+        found.append((state.astype(np.float32), np.roll(action, lag, axis=0).astype(np.float32)))
+    return found
+
+
+@pytest.mark.parametrize("lag", [-4, 0, 1, 3])
+def test_the_probe_finds_by_how_much_labels_are_shifted(lag):
+    fits = lag_fits(moved_by(lag))
+    assert max(fits, key=fits.__getitem__) == lag
+    assert fits[lag] > 0.9
+
+
+def test_the_probe_is_silent_where_nothing_can_be_told():
+    draw = np.random.default_rng(0)
+    noise = [(draw.normal(size=(60, 3)).astype(np.float32), draw.normal(size=(60, 3)).astype(np.float32)) for _ in range(8)]
+    fits = lag_fits(noise)
+    assert max(fits.values()) - fits[0] < 0.05
+    assert lag_fits(noise[:3]) is None
+    assert lag_fits([(state[:10], action[:10]) for state, action in noise]) is None
