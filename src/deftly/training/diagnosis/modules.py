@@ -103,7 +103,7 @@ def _gradients(seen: dict[str, Seen]) -> Iterator[Verdict]:
     # Modules are declared from the input to the output, as a rule; gradients go the other way.
     values = list(known.values())
     grows = middle(values[: len(values) // 2]) > middle(values[(len(values) + 1) // 2 :])
-    if known[top] > EXPLODES * usual and (grows or not lost):
+    if (grows and len(lost) > 1) or (known[top] > EXPLODES * usual and not lost):
         yield Verdict(
             code="exploding-gradients",
             severity="fault",

@@ -81,5 +81,5 @@ def episodes(lines: list[Line]) -> str:
     counts = Counter(word for line in lines for word in set(str(line.get("episodes", "")).split(" and ")[0].split(", ")) if word)
     if not counts:
         return "of unknown episodes"
-    common = [word for word, count in counts.most_common(6) if count == counts.most_common(1)[0][1]]
-    return f"episodes {', '.join(common)} in {share(counts.most_common(1)[0][1] / len(lines))} of them"
+    common = sorted((word for word, count in counts.items() if count == counts.most_common(1)[0][1]), key=lambda word: (len(word), word))
+    return f"episodes {', '.join(common[:6])} in {share(counts.most_common(1)[0][1] / len(lines))} of them"
