@@ -11,6 +11,7 @@ import torch
 from deftly import storage
 from deftly.training import distributed
 from deftly.training.checkpoint import Checkpoints
+from deftly.training.groups import Group
 from deftly.training.lifetime import Interrupt
 from deftly.types import Batch, DataError, UsageError
 from guards import guards
@@ -18,6 +19,8 @@ from training.ranks import run_ranks
 from training.toys import ToyObjective, ToyPolicy, ToyStream, TwoTerms, log_lines, make_trainer, small_config
 
 CPU = torch.device("cpu")
+LATER = Group(parameters=r"policy\.first\..*", start_fraction=0.5)
+UNFREEZING = {"groups": (LATER, Group(parameters=r"policy\.task\..*", schedule=None), Group(parameters=".*"))}
 
 
 class Shares(ToyStream):
@@ -101,6 +104,8 @@ def several_things(folder: str) -> None:
         rank = distributed.rank()
         trainer_of(root / "two").fit()
         trainer_of(root / "accumulated", accumulation=2).fit()
+        for way in ("ddp", "fsdp"):
+            trainer_of(root / f"unfrozen {way}", parallel=way, **UNFREEZING).fit()
 
         asked = {5: lambda: os.kill(os.getpid(), signal.SIGTERM)} if rank == 1 else {}
         with pytest.raises(SystemExit) as ended:
@@ -137,9 +142,9 @@ def newest(directory: Path):
     return found
 
 
-@pytest.mark.parametrize("name", ["two", "accumulated", "stopped"])
+@pytest.mark.parametrize("name", ["two", "accumulated", "unfrozen ddp", "unfrozen fsdp", "stopped"])
 def test_two_ranks_train_what_one_does(done, tmp_path, name):
-    whole = trainer_of(tmp_path / "one")
+    whole = trainer_of(tmp_path / "one", **(UNFREEZING if "unfrozen" in name else {}))
     expected = whole.fit()
     found, wanted = newest(done / name), whole.snapshot()
     assert found.raw is not None

@@ -11,6 +11,7 @@ from torch import nn
 from batches import build_policy
 from deftly.models.policy import PolicyConfig
 from deftly.objectives.imitation import Imitation
+from deftly.training import distributed
 from deftly.training.config import TrainingConfig
 from deftly.training.groups import Group, Groups, layer_factors
 from deftly.training.optim import AdamWConfig
@@ -152,6 +153,29 @@ def test_resume_across_an_unfreezing_ends_in_the_same_bits(tmp_path, first):
     with pytest.raises(SystemExit):
         run("stopped", calls={first - 1: stop})
     assert run("stopped", resume=True) == run("whole")
+
+
+def test_several_ranks_refuse_a_norm_that_wakes_up_later_before_the_first_step(tmp_path, monkeypatch):
+    for name, value in (("active", True), ("rank", 0), ("world_size", 2)):
+        monkeypatch.setattr(distributed, name, lambda value=value: value)
+    with pytest.raises(UsageError, match=r"policy\.batch_norm normalises by the statistics of its batch"):
+        make_trainer(tmp_path, config=config(STAGE))
+
+
+def test_going_back_before_an_unfreezing_freezes_again(tmp_path):
+    trainer = make_trainer(tmp_path, config=config(STAGE))
+    batches = [trainer.stream.next() for _ in range(8)]
+    ends = []
+    for begin in (0, 3):
+        for number in range(begin, 8):
+            if number == 3 and begin == 0:
+                kept = trainer.update.tensors(3), trainer.update.state()
+            trainer.update(batches[number], Clock(number, 10))
+            if number == 3:
+                assert trainer.objective.policy.first.weight not in trainer.update.optimizer.state
+        ends.append(weights(trainer))
+        trainer.update.load(*kept, "here")
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
 def test_a_resumed_run_may_freeze_and_unfreeze_when_asked(tmp_path):

@@ -193,12 +193,7 @@ def _piece(parameter: nn.Parameter) -> slice | None:
 
 
 def place(objective: Objective, device: torch.device, way: Way, channels_last: bool) -> Alone:
-    """The objective on its device, over all ranks; call `renew` when it is known which parameters learn.
-
-    Raises `UsageError` for an objective that does not come apart.
-    """
-    if distributed.active():
-        check_comes_apart(objective)
+    """The objective on its device, over all ranks; call `renew` when it is known which parameters learn."""
     if distributed.active() and way == "fsdp":
         if channels_last:  # guard: training.parallel.channels_last
             raise UsageError("training.parallel fsdp cuts parameters into rows, which channels_last does not have: leave one of them out")

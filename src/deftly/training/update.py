@@ -26,7 +26,7 @@ from deftly.training.locate import Origin, locate
 from deftly.training.lora import add_adapters, merged
 from deftly.training.norms import ModuleNorms, Norms
 from deftly.training.optim import Part, flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
-from deftly.training.parallel import place
+from deftly.training.parallel import check_comes_apart, place
 from deftly.training.precision import LossScaler, autocast
 from deftly.training.state import check_not_saved, copies, load_strictly, policy_state, saved_tensors
 from deftly.training.step import clip, total_counts
@@ -78,6 +78,10 @@ class Update:
         self.objective = objective
         self.parallel = place(objective, device, config.parallel, config.channels_last)
         self.groups = Groups(objective, config.groups, config.schedule, config.steps)
+        # In the end everything learns that ever does: what several ranks cannot have is refused now, and not at an unfreezing.
+        self.groups.enter(Clock(config.steps - 1, config.steps))
+        if distributed.active():
+            check_comes_apart(objective)
         self.parallel.renew()
         self.optimizer = config.optimizer.build([self._held(part) for part in self.groups.parts])
         self.optimizer_names = optimizer_names(self.groups.parts)
