@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from deftly import storage
+from deftly.recipes import RECIPES
+from deftly.run import train
 from deftly.training import distributed
 from deftly.training.checkpoint import Checkpoints
 from deftly.training.groups import Group
@@ -74,6 +76,22 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UsageError, match="2 processes on a machine with 1 GPUs: start --nproc-per-node 1"):
         distributed.device_of_rank("auto")
+
+
+@guards("training.distributed.available", "run.folds.ranks")
+def test_what_several_processes_cannot_do_is_refused_before_they_meet(monkeypatch, tmp_path):
+    for name, given in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, given)
+    run = RECIPES["imitate"](True)
+    with pytest.raises(UsageError, match="folds are trained one after the other"):
+        train(run.replace(folds=2), tmp_path / "run", device="cpu")
+    monkeypatch.setattr(distributed.dist, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="this build of torch cannot train with several processes"), distributed.process_group(CPU, 1.0):
+        pass
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as silent:
+        train(run.replace(folds=2), tmp_path / "run", device="cpu")
+    assert silent.value.code == 2
 
 
 def test_a_signal_that_comes_twice_by_way_of_the_launcher_counts_once(monkeypatch):

@@ -70,6 +70,10 @@ class TrainingConfig(Config):
     threads: int | None = pydantic.Field(default=None, gt=0)
     """Threads of torch on the CPU; null: as they are. Part of what bit-exact resume needs to be the same."""
     channels_last: bool = False
+    activation_checkpointing: bool = False
+    """Repeated blocks are computed a second time in the backward pass instead of being remembered: less memory, the same bits."""
+    compile: bool = False
+    """torch.compile: the first steps take minutes, later ones less. Outside of what is repeated bit for bit."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """With several processes: whether each has the whole objective (ddp, which `auto` is) or some rows of every parameter (fsdp)."""
     rank_timeout_s: float = pydantic.Field(default=600.0, gt=0)

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from deftly.training import distributed
-from deftly.training.blocks import blocks
+from deftly.training.blocks import blocks, compile_blocks
 from deftly.training.state import local
 from deftly.types import Batch, Clock, Objective, Term, UsageError
 
@@ -50,6 +50,10 @@ class Alone:
 
     def renew(self) -> None:
         """Other parameters learn from here on."""
+
+    def compile(self) -> None:
+        """From now on what is trained is compiled; what is validated is not."""
+        self.loss.compile()
 
     def exchanging(self, now: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-batch: whether gradients are summed over ranks in it."""
@@ -84,12 +88,19 @@ class Replicas(Alone):
     same bits after a restart.
     """
 
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective)
+        self.inner = self.loss
+
+    def compile(self) -> None:
+        self.inner.compile()
+
     def renew(self) -> None:
         """DDP counts on the parameters that learn when it is made."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name from torch 2.13 on
             self.loss = self.wrapped = DistributedDataParallel(
-                Loss(self.objective), broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+                self.inner, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
             )
         self.wrapped.register_comm_hook(None, _sum)
 
@@ -130,6 +141,9 @@ class Shards(Alone):
         distributed.open_aside()
         self._held: dict[nn.Parameter, nn.Parameter] = {}
         self._pieces = {name: _piece(value) for name, value in objective.named_parameters(remove_duplicate=False)}
+
+    def compile(self) -> None:
+        compile_blocks(self.objective)
 
     def _parts(self) -> list[FSDPModule]:
         return [part for part in self.loss.modules() if isinstance(part, FSDPModule)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deftly.randomness import seed_global
 from deftly.training import distributed, memory
+from deftly.training.blocks import cannot_compile, recompute
 from deftly.training.checkpoint import Rows
 from deftly.training.config import TrainingConfig
 from deftly.training.ema import Ema
@@ -76,7 +77,11 @@ class Update:
         self.config, self.device, self.seed, self.time = config, device, seed, time
         self.adapted = add_adapters(objective, config.lora, seed) if config.lora is not None else []
         self.objective = objective
+        if config.activation_checkpointing:
+            recompute(objective)
         self.parallel = place(objective, device, config.parallel, config.channels_last)
+        if config.compile:
+            self._compile()
         self.groups = Groups(objective, config.groups, config.schedule, config.steps)
         # In the end everything learns that ever does: what several ranks cannot have is refused now, and not at an unfreezing.
         self.groups.enter(Clock(config.steps - 1, config.steps))
@@ -182,6 +187,15 @@ class Update:
         if not more:
             raise TrainingError(f"step {clock.step + 1}: out of memory with {batch_size // parts} samples at a time; {remedy}")
         return more[0]
+
+    def _compile(self) -> None:
+        """On all ranks or on none: they must do the same."""
+        reason = cannot_compile(self.device)
+        if distributed.any_rank(reason is not None):
+            self.say(f"WARNING: training.compile: torch.compile does not work here ({reason or 'on another rank'}); not compiled")
+            return
+        self.say("compiling: the first steps take a while; a run that is resumed goes on from the same weights, but not in the same bits")
+        self.parallel.compile()
 
     def _held(self, part: Part) -> Part:
         """What this rank updates of it."""
