@@ -28,7 +28,7 @@ from deftly.training import distributed, shards
 from deftly.training.shards import Piece, everything
 from deftly.types import DataError, UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: before runs remembered where they began, and what their guard had seen
 POLICY, RUN, OBJECTIVE, RAW = "policy", "run.json", "objective.safetensors", "raw.safetensors"
 OPTIMIZER, TRAINER = "optimizer.safetensors", "trainer.json"
 
@@ -265,6 +265,11 @@ def refuse(path: Path) -> None:
         return  # corrupt: `verify` says so
     if isinstance(version, int) and version > FORMAT_VERSION:  # guard: training.checkpoint.format
         raise DataError(f"{manifest}: format {version} is newer than this deftly reads ({FORMAT_VERSION}); update deftly")
+    if isinstance(version, int) and version < FORMAT_VERSION:  # guard: training.checkpoint.old_format
+        raise DataError(
+            f"{manifest}: format {version} is of an earlier deftly, this one goes on from {FORMAT_VERSION}: resume with the version that "
+            "wrote it, or begin a new run with its weights (--training.start.path, --training.start.weights '.*')"
+        )
 
 
 def read(path: Path, piece: Piece = everything) -> Snapshot:
