@@ -54,6 +54,8 @@ def test_every_rank_does_what_rank_0_does(monkeypatch):
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "any_rank", lambda mine: next(decisions))
     assert stops_after([3, 2, 1], patience=9) == 2
+    monkeypatch.setattr(distributed, "any_rank", lambda mine: False)
+    assert stops_after([1, 2, 3], patience=1) is None
 
 
 def test_a_run_that_learns_nothing_more_ends_with_a_checkpoint_and_says_why(tmp_path, capsys):

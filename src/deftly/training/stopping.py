@@ -50,8 +50,9 @@ class EarlyStop:
                 self.best, self.best_step, self.waited = self.smoothed, step, -1
         self.waited += 1
         # Rank 0 decides: one rank that goes on while the others stop would wait for them forever.
-        if distributed.any_rank(distributed.rank() == 0 and self.waited >= self.config.patience):
-            self.waited = max(self.waited, self.config.patience)
+        patience = self.config.patience
+        is_over = distributed.any_rank(distributed.rank() == 0 and self.waited >= patience)
+        self.waited = max(self.waited, patience) if is_over else min(self.waited, patience - 1)
 
     def _is_better(self, value: float) -> bool:
         assert self.config is not None
