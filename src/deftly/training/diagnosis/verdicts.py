@@ -14,7 +14,7 @@ SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
 ORDER = (
     "stopped", "non-finite", "leaking-split", "label-shift", "schedule-at-zero", "learning-rate-too-high", "frozen-module",
     "no-update", "dead-units", "exploding-gradients", "exploding-weights", "vanishing-gradients", "learning-rate-too-low", "spikes",
-    "always-clipped", "unlearnt-dimension", "unlearnt-horizon", "unlearnt-task", "language-ignored", "dominated-loss",
+    "always-clipped", "language-ignored", "unlearnt-dimension", "unlearnt-horizon", "unlearnt-task", "dominated-loss",
     "duplicate-data", "constant-dimension", "outliers", "diverged", "oscillation", "nothing-learnt", "overfitting", "validation-too-small",
     "no-validation", "data-bound", "regularised", "update-ratio", "slow-average", "overflows", "frozen-by-choice", "too-short",
 )  # fmt: skip
@@ -33,6 +33,7 @@ EXPLAINS = {
     "always-clipped": ("nothing-learnt",),
     "nothing-learnt": ("language-ignored",),
     "unlearnt-dimension": ("dominated-loss",),
+    "language-ignored": ("unlearnt-task",),
     "leaking-split": ("duplicate-data",),
     "spikes": ("oscillation",),
     "label-shift": ("nothing-learnt",),
