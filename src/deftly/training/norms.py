@@ -37,27 +37,28 @@ class Norms:
         self.groups = group(objective, not_saved)
         self.parameters = [parameter for members in self.groups.values() for parameter in members]
         self._gradients: list[Tensor] = []
+        self._before: list[Tensor] = []
         self._weights: list[Tensor] = []
 
     @torch.no_grad()
     def remember(self) -> None:
         """Gradients as they are before clipping, weights as they are before the update. Never waits for the device."""
         self._gradients = norms([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        self._before = norms([parameter.detach() for parameter in self.parameters])
         self._weights = [parameter.detach().clone() for parameter in self.parameters if parameter.requires_grad]
 
     @torch.no_grad()
     def measure(self) -> dict[str, ModuleNorms]:
         """The norms of this step; forgets what was remembered."""
         learning = [parameter for parameter in self.parameters if parameter.requires_grad]
-        changes = [parameter - weight for parameter, weight in zip(learning, self._weights, strict=True)]
+        if learning:  # in place: what is still needed of the copies is how far the weights are from them
+            torch._foreach_sub_(self._weights, learning)  # pyright: ignore[reportPrivateImportUsage]
         has_gradient = [parameter.grad is not None for parameter in self.parameters]
-        weights = iter(self._weights)
-        before = [next(weights) if parameter.requires_grad else parameter.detach() for parameter in self.parameters]
-        values = iter(torch.stack([value.double() for value in (*self._gradients, *norms(before), *norms(changes))]).tolist())
+        values = iter(torch.stack([value.double() for value in (*self._gradients, *self._before, *norms(self._weights))]).tolist())
         gradient = [next(values) if there else None for there in has_gradient]
         weight = [next(values) for _ in self.parameters]
         update = [next(values) if parameter.requires_grad else None for parameter in self.parameters]
-        self._gradients, self._weights = [], []
+        self._gradients, self._before, self._weights = [], [], []
         found, start = {}, 0
         for name, members in self.groups.items():
             part = slice(start, start := start + len(members))
