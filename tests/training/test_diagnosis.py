@@ -15,6 +15,7 @@ from deftly.training.diagnosis.data import lag_fits
 from deftly.training.diagnosis.examine import diagnose
 from deftly.training.diagnosis.verdicts import EXPLAINS, ORDER, Verdict, ranked
 from deftly.types import DataError, UsageError
+from guards import guards
 from training.toys import make_trainer, small_config
 
 
@@ -75,6 +76,7 @@ def test_every_code_that_is_explained_has_a_place():
 # -- what is read ------------------------------------------------------------------------------------------------------------------------
 
 
+@guards("training.diagnose.directory", "training.diagnose.log")
 def test_a_directory_without_a_run_is_refused_in_one_line(tmp_path):
     with pytest.raises(UsageError, match="no such directory"):
         diagnose(tmp_path / "none")
@@ -85,6 +87,7 @@ def test_a_directory_without_a_run_is_refused_in_one_line(tmp_path):
         diagnose(tmp_path)
 
 
+@guards("training.diagnose.line")
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -105,6 +108,7 @@ def test_a_damaged_log_is_refused_in_one_line(run, line, says):
     assert "\n" not in str(caught.value)
 
 
+@guards("training.diagnose.file")
 @pytest.mark.parametrize("name", ["run.json", "failure.json"])
 def test_other_damaged_files_are_refused_in_one_line(run, name):
     (run / name).write_text("[]")

@@ -58,15 +58,16 @@ class Record:
 
 def read_record(directory: Path) -> Record:
     """Raises `UsageError` where there is no run, `DataError` where its files are damaged; each in one line."""
-    if not directory.is_dir():
+    if not directory.is_dir():  # guard: training.diagnose.directory
         raise UsageError(f"{directory}: no such directory; name a run's directory, such as runs/imitate")
     path = directory / METRICS
-    if not path.is_file():
+    if not path.is_file():  # guard: training.diagnose.log
         folds = f"; it holds folds: name one, such as {directory / 'fold-0'}" if (directory / "fold-0").is_dir() else ""
         raise UsageError(f"{directory}: has no {METRICS}, so nothing was trained here{folds or '; name the directory of a training run'}")
     lines: dict[str, list[Line]] = {}
     for number, line in enumerate(storage.read_lines(path), 1):
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or not isinstance(line.get("kind"), str):
+        is_line = isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("kind"), str)
+        if not is_line:  # guard: training.diagnose.line
             raise DataError(f"{path}:{number}: not a line that training writes; restore the file, or train again")
         lines.setdefault(line["kind"], []).append(line)
     run = _read(directory / "run.json") or {}
@@ -81,7 +82,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     value = storage.read_json(path)
-    if not isinstance(value, dict):
+    if not isinstance(value, dict):  # guard: training.diagnose.file
         raise DataError(f"{path}: holds {type(value).__name__} where an object should be; restore the file")
     return value
 
