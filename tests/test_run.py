@@ -198,3 +198,28 @@ def test_folds_are_of_one_process(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="by a single process"):
         train(RECIPES["imitate"](True).replace(folds=2, world=None), tmp_path / "run", device="cpu")
     assert not list(tmp_path.iterdir())
+
+
+@guards("run.accumulation.divides", "training.memory_share.effect", "run.device.name")
+def test_what_cannot_be_is_refused_before_anything_is_read() -> None:
+    run = RECIPES["imitate"](True)
+    with pytest.raises(UsageError, match=r"batch_size 8 does not divide into training\.accumulation 3"):
+        run.replace(training=run.training.replace(accumulation=3))
+    with pytest.raises(UsageError, match=r"memory_share 0\.5 is what accumulation 'auto' plans with, not 1"):
+        run.training.replace(memory_share=0.5)
+    assert run.training.replace(memory_share=0.5, accumulation="auto").memory_share == 0.5
+    for betas in ((1.5, 0.9), (0.9, 1.0), (-0.1, 0.9)):
+        with pytest.raises(UsageError, match="betas"):
+            run.training.optimizer.replace(betas=betas)
+    with pytest.raises(UsageError, match="threads"):  # OpenMP dies of that many
+        run.training.replace(threads=100_000)
+    for name in ("quantum", "meta", "cuda:x", "cpu:1:2"):
+        with pytest.raises(UsageError, match="give auto, cpu, cuda"):
+            choose_device(name)
+
+
+def test_a_run_that_diverges_has_a_summary(data: Path, tmp_path: Path) -> None:
+    run = small_run(data)
+    training = run.training.replace(steps=2, optimizer=run.training.optimizer.replace(learning_rate=1e30))
+    train(run.replace(training=training), tmp_path / "run", device="cpu")
+    assert storage.read_json(tmp_path / "run" / "summary.json")["validation_loss"] is None

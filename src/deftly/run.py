@@ -7,6 +7,7 @@ Run ─> data.build ─> contract ─> policy.build ─> objective.build ─> Tr
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from deftly.randomness import seed_global
 from deftly.sim.tabletop import TabletopConfig
 from deftly.training import distributed
 from deftly.training.config import TrainingConfig
+from deftly.training.tracking import plain
 from deftly.training.trainer import Trainer
 from deftly.types import DataError, Objective, Policy, UsageError
 
@@ -63,6 +65,9 @@ class Run(Config):
     def check_fields(self) -> Run:
         if self.executed_steps > self.data.window.chunk:
             raise ValueError(f"executed_steps {self.executed_steps} is more than the chunk of {self.data.window.chunk} actions")
+        cut = self.training.accumulation
+        if cut != "auto" and self.data.batch_size % cut:  # guard: run.accumulation.divides
+            raise ValueError(f"data.batch_size {self.data.batch_size} does not divide into training.accumulation {cut} equal parts")
         if self.folds is not None and self.world is not None:
             raise ValueError("a run with folds is judged offline: set world to null, or leave folds out")
         if self.data.depth and self.world is not None:
@@ -78,6 +83,8 @@ def choose_device(name: str) -> torch.device:
     """`auto`: CUDA where there is one. Raises `UsageError` for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?|mps", name):  # guard: run.device.name
+        raise UsageError(f"device {name!r}: give auto, cpu, cuda, or cuda:0 and so on")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
     return torch.device(name)
@@ -120,7 +127,7 @@ def _train_one(
         if not trainer.is_main:
             return summary
         storage.write_json(directory / DATA_FILE, data.summary())
-        storage.write_json(directory / "summary.json", summary)
+        storage.write_json(directory / "summary.json", plain(summary))
         if data.validation is not None:
             summary = {**summary, "offline": offline(directory, data, device)}
         return summary
@@ -211,10 +218,10 @@ def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[s
             results[str(part.dataset.root)] = found
     first = next(iter(results.values()))
     if len(results) > 1:
-        storage.write_json(directory / "offline_datasets.json", results)
+        storage.write_json(directory / "offline_datasets.json", plain(results))
     mean_of = {name: sum(result[name]["l1_per_spread"] for result in results.values()) / len(results) for name in first}
     result = first if len(results) == 1 else {name: {"l1_per_spread": value} for name, value in mean_of.items()}
-    storage.write_json(directory / OFFLINE_FILE, result)
+    storage.write_json(directory / OFFLINE_FILE, plain(result))
     return result
 
 
@@ -241,7 +248,7 @@ def _train_folds(run: Run, folds: int, directory: Path, *, resume: bool, device:
         "policy_beats_both_baselines": wins,
         "unit": "L1 per spread of each action dimension over valid steps",
     }
-    storage.write_json(directory / FOLDS_FILE, table)
+    storage.write_json(directory / FOLDS_FILE, plain(table))
     return table
 
 

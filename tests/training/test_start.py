@@ -8,6 +8,7 @@ from deftly import storage
 from deftly.data.tokenizer import PAD, UNKNOWN, TextTokenizer
 from deftly.training.start import Source, StartConfig, read_source, take_weights
 from deftly.types import DataError, UsageError
+from guards import guards
 from training.toys import ToyObjective, ToyPolicy, ToyStream, fingerprint, log_lines, make_trainer, small_config, write_policy
 
 CONSTANT = {"kind": "constant", "warmup_fraction": 0.0}  # the same rates, however many steps are to come
@@ -143,20 +144,25 @@ def test_words_keep_their_meaning_in_another_vocabulary(tmp_path):
     assert torch.equal(target.task.weight, expected)
 
 
-@pytest.mark.parametrize("what", ["nothing", "empty", "corrupt"])
+@guards("training.start.only_weights")
+@pytest.mark.parametrize("what", ["nothing", "empty", "weights", "corrupt"])
 def test_a_start_that_is_not_there_is_refused_before_anything_is_written(tmp_path, what):
     path = tmp_path / "source"
     if what == "empty":
         path.mkdir()
+    elif what == "weights":
+        path.mkdir()
+        write_policy(path, {"first.weight": torch.zeros(2)})
     elif what == "corrupt":
         trained(path)
         file = path / "checkpoints" / "step-00000010" / "objective.safetensors"
         file.write_bytes(file.read_bytes()[:-1] + b"x")
-    for weights in ((), (".*",)):
-        trainer = make_trainer(tmp_path / "new", config=start(path, *weights, steps=10))
-        with pytest.raises(DataError if what == "corrupt" else UsageError, match="sha256" if what == "corrupt" else "start.path"):
-            trainer.fit()
+    words = {"corrupt": "sha256", "weights": "weights alone"}.get(what, r"start\.path")
+    for weights in ((),) if what == "weights" else ((), (".*",)):
+        with pytest.raises(DataError if what == "corrupt" else UsageError, match=words):
+            make_trainer(tmp_path / "new", config=start(path, *weights, steps=10)).fit()
         assert not (tmp_path / "new" / "run.json").exists()
+        assert what == "corrupt" or not (tmp_path / "new").exists()
     if what == "corrupt":  # another's directory is left as it is
         assert (path / "checkpoints" / "step-00000010").is_dir()
 

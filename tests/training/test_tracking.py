@@ -1,6 +1,7 @@
 """The metrics file, means across a restart, and where the time goes."""
 
 import errno
+import json
 import math
 
 import pytest
@@ -127,3 +128,11 @@ def test_time_parts_add_up_to_the_whole_and_survive_a_restart(monkeypatch):
 def test_numbers_that_json_lacks_become_null():
     given = {"a": math.inf, "b": {"c": -math.nan, "d": 1.5}, "e": "nan", "f": True}
     assert plain(given) == {"a": None, "b": {"c": None, "d": 1.5}, "e": "nan", "f": True}
+
+
+def test_a_term_that_had_nothing_to_count_can_be_saved_in_a_checkpoint():
+    running, again = Running(), Running()
+    running.add({"loss": 1.0, "accuracy": math.nan})
+    again.load_state(json.loads(json.dumps(running.state(), allow_nan=False)))
+    again.add({"loss": 2.0, "accuracy": 1.0})
+    assert plain(again.means()) == {"loss": 1.5, "accuracy": None}

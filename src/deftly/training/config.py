@@ -19,6 +19,7 @@ from deftly.training.stopping import EarlyStopConfig
 from deftly.training.tensorboard import TensorBoardConfig
 from deftly.training.wandb import WandbConfig
 
+MEMORY_SHARE = 0.9
 TrackerConfig = Annotated[TensorBoardConfig | WandbConfig, pydantic.Field(discriminator="kind")]
 
 
@@ -32,7 +33,7 @@ class TrainingConfig(Config):
     accumulation: Annotated[int, pydantic.Field(gt=0)] | Literal["auto"] = 1
     """Into how many micro-batches each batch of the stream is cut: less memory, the same gradient. `auto`: as few as fit the device. When
     memory runs out in the middle of a run, there are twice as many from then on."""
-    memory_share: float = pydantic.Field(default=0.9, gt=0, le=1)
+    memory_share: float = pydantic.Field(default=MEMORY_SHARE, gt=0, le=1)
     """How much of the device's memory `auto` may plan with."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of the forward pass; `auto` is bf16 where the device computes it natively, else fp32; `resolve` settles it. fp16, for GPUs without
@@ -67,7 +68,7 @@ class TrainingConfig(Config):
     """Also after the last step and at every new best; null: only then."""
     keep_last: int = pydantic.Field(default=2, ge=2)
     """Newest checkpoints that are kept; the best is kept beside them. One alone could be the corrupt one."""
-    threads: int | None = pydantic.Field(default=None, gt=0)
+    threads: int | None = pydantic.Field(default=None, gt=0, le=1024)
     """Threads of torch on the CPU; null: as they are. Part of what bit-exact resume needs to be the same."""
     channels_last: bool = False
     activation_checkpointing: bool = False
@@ -101,6 +102,13 @@ class TrainingConfig(Config):
         watches = self.early_stop is not None and self.early_stop.metric == "action_accuracy"
         if watches and self.measures.action_tolerance is None:  # guard: training.early_stop.not_measured
             raise ValueError("early_stop watches action_accuracy, which is not measured: set measures.action_tolerance")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def check_effect(self) -> TrainingConfig:
+        """A setting without effect is a mistake."""
+        if self.memory_share != MEMORY_SHARE and self.accumulation != "auto":  # guard: training.memory_share.effect
+            raise ValueError(f"memory_share {self.memory_share:g} is what accumulation 'auto' plans with, not {self.accumulation}")
         return self
 
     def resolve(self, device: torch.device | str) -> TrainingConfig:

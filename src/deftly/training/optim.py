@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from deftly.config import Config
 from deftly.types import DataError, UsageError
 
+Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -36,7 +37,7 @@ class AdamWConfig(Config):
     learning_rate: float = pydantic.Field(default=3e-4, gt=0)
     """The peak; the schedule scales it."""
     weight_decay: float = pydantic.Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
     epsilon: float = pydantic.Field(default=1e-8, gt=0)
 
     def build(self, parts: Sequence[Part]) -> torch.optim.AdamW:

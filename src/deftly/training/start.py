@@ -74,6 +74,19 @@ def find_checkpoint(path: Path, pointers: Sequence[str]) -> Path:
     raise UsageError(f"training.start.path: {path}: no run with a checkpoint, no checkpoint, no policy and no safetensors file")
 
 
+def check_there(start: StartConfig) -> None:
+    """Raise `UsageError` where `start` names nothing to begin with: told before the run directory is touched."""
+    if start.path is None:
+        return
+    if not (start.path.is_file() or (start.path / POLICY_WEIGHTS).is_file()):
+        find_checkpoint(start.path, ("best", "last"))
+    elif not start.weights:  # guard: training.start.only_weights
+        raise UsageError(
+            f"training.start.path: {start.path}: weights alone, which no run can go on from; "
+            "begin anew with them: training.start.weights 'policy\\..*'"
+        )
+
+
 def read_whole(path: Path, piece: Piece = everything) -> tuple[Snapshot, Path]:
     """The newest checkpoint of a run, or the checkpoint that is named, verified, or the rows of it that `piece` says; raises `DataError` or
     `UsageError`."""

@@ -82,6 +82,8 @@ def plain(value: Any) -> Any:
     """The same data with null for numbers that JSON does not have."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -104,10 +106,11 @@ class Running:
         return values
 
     def state(self) -> dict[str, Any]:
-        return {"sums": self.sums, "count": self.count}
+        return {"sums": plain(self.sums), "count": self.count}  # a term that is only reported may have had nothing to count
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.sums, self.count = dict(state["sums"]), state["count"]
+        self.sums = {name: math.nan if total is None else total for name, total in state["sums"].items()}
+        self.count = state["count"]
 
 
 class TimeSplit:

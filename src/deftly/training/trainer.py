@@ -34,7 +34,7 @@ from deftly.training.precision import autocast, make_deterministic, warning
 from deftly.training.resume import shortened
 from deftly.training.rollback import Rollbacks
 from deftly.training.saver import Saver
-from deftly.training.start import origin, read_source, read_whole, take_weights
+from deftly.training.start import check_there, origin, read_source, read_whole, take_weights
 from deftly.training.step import check_batch
 from deftly.training.stopping import EarlyStop
 from deftly.training.update import Taken, Tensors, Update
@@ -93,6 +93,8 @@ class Trainer:
         self.update = Update(objective, self.config, self.device, seed, self.time, self.journal.say)
         self.objective = self.update.objective
         self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.keep_last, config.checkpoint_every, self.update.parallel.piece)
+        if not self.checkpoints.steps():
+            check_there(config.start)
         every, limit = config.checkpoint_every, config.max_rollbacks
         self.rollbacks = Rollbacks(directory, self.checkpoints, every, limit, self.journal.say)
         self.saver = Saver(self.checkpoints, self.journal.metrics, write_policy, self.journal.say)
