@@ -75,7 +75,7 @@ def _take(descriptor: int, wait: bool) -> bool:
 def is_locked(path: Path) -> bool:
     """Whether a process holds `lock(path)`. To find out takes a shared lock for a moment; nothing is written."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is not waited for
     except FileNotFoundError:
         return False
     try:

@@ -12,6 +12,7 @@ from deftly.training.guard import TrainingError
 from deftly.training.runs import compare, find_runs, look, tail
 from deftly.training.stopping import EarlyStopConfig
 from deftly.types import DataError, UsageError
+from guards import guards
 from training.toys import ToyStream, make_trainer, small_config
 
 
@@ -99,6 +100,10 @@ def test_successes_and_offline_errors_where_it_was_judged(runs, tmp_path):
         ("sessions.jsonl", "\x00\n"),
         ("summary.json", '{"steps": "all"}'),
         ("offline.json", "{}"),
+        pytest.param("offline.json", '{"policy": {"l1_per_spread": "low"}}', marks=guards("training.runs.figures")),
+        ("metrics.jsonl", '{"step": 1, "kind": "train", "loss": {"action": 1}}\n'),
+        pytest.param("summary.json", '{"stopped_early": {"because": 1}}', marks=guards("training.runs.why")),
+        ("evaluation/final/summary.json", '{"successes": 5, "episodes": 2}'),
         ("checkpoints/last", "../../../etc"),
         ("checkpoints/last", "step-99999999"),
     ],
@@ -107,6 +112,7 @@ def test_a_damaged_run_is_one_line(runs, tmp_path, capsys, file, content):
     shutil.copytree(runs / "finished", tmp_path / "a" / "broken")
     shutil.copytree(runs / "finished", tmp_path / "a" / "sound")
     path = tmp_path / "a" / "broken" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink() if content is None else path.write_text(content)
     main(["runs", str(tmp_path / "a"), "--json"])
     broken, sound = json.loads(capsys.readouterr().out)
@@ -170,3 +176,14 @@ def test_looking_takes_no_lock_away(tmp_path):
         with pytest.raises(UsageError, match="another"), storage.lock(tmp_path / ".lock", wait=False):
             pass
     assert not storage.is_locked(tmp_path / ".lock")
+
+
+def test_nothing_that_a_run_directory_holds_is_waited_for(tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    storage.write_json(many / "run.json", {"name": "many", "folds": 10**12, "training": {"steps": 8}})
+    pipe = tmp_path / "pipe"
+    pipe.mkdir()
+    storage.write_json(pipe / "run.json", {"name": "pipe", "training": {"steps": 8}})
+    os.mkfifo(pipe / ".lock")
+    assert [look(path)["state"] for path in (many, pipe)] == ["stopped", "prepared"]

@@ -54,6 +54,14 @@ def test_a_run_that_continues_elsewhere_ends_as_if_it_had_stayed(tmp_path):
     assert files(tmp_path / "first") == before
 
 
+@guards("training.start.over")
+def test_a_run_with_nothing_left_to_do_is_not_continued_elsewhere(tmp_path):
+    trained(tmp_path / "first")
+    with pytest.raises(UsageError, match=r"is at step 10 of 10, nothing is left; raise training\.steps"):
+        make_trainer(tmp_path / "moved", config=start(tmp_path / "first", steps=10)).fit()
+    assert not (tmp_path / "moved" / "run.json").exists()
+
+
 def test_a_moved_run_that_is_stopped_resumes_from_its_own_checkpoint(tmp_path):
     trained(tmp_path / "first", schedule=CONSTANT)
     config = start(tmp_path / "first", steps=20, schedule=CONSTANT)

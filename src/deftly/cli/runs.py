@@ -64,7 +64,7 @@ HEADINGS = [
 
 def cells(row: Row, root: Path) -> list[str]:
     path = Path(row["path"])
-    step = f"{row['step']}/{row['total']}" if row["total"] is not None else ""
+    step = f"{row['step']}/{row['total']}" if row["total"] is not None and row["step"] is not None else ""
     return [
         escape(str(path.relative_to(root)) if path != root else path.name),
         f"[{COLOURS[row['state']]}]{row['state']}[/]",

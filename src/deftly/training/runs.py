@@ -18,6 +18,7 @@ from deftly.types import DataError, UsageError
 
 MAX_DEPTH = 3  # runs below a directory: runs/NAME, runs/GROUP/NAME, and their folds
 TAIL_BYTES = 1 << 18
+FIGURES = ("step", "total", "loss", "validation", "best_step", "accuracy", "alignment", "offline", "samples_per_s")
 Row = dict[str, Any]
 
 
@@ -49,12 +50,22 @@ def look(path: Path) -> Row:
         config = storage.read_json(path / "run.json")
         row |= {"name": str(config["name"]), "age_s": age(path)}
         if config.get("folds") is not None:
-            return row | folded(path, int(config["folds"]))
+            return checked(row | folded(path, int(config["folds"])))
         row["total"] = int(config["training"]["steps"])
-        return row | measured(path) | ended(path, row["total"])
+        return checked(row | measured(path) | ended(path, row["total"]))
     except (UsageError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         text = " ".join(str(error).split())
         return row | {"why": text if isinstance(error, UsageError | OSError) else f"{path}: not a run ({type(error).__name__}: {text})"}
+
+
+def checked(row: Row) -> Row:
+    """The row, once its figures are figures; raises `DataError`: one damaged run must not keep the others from being listed."""
+    for name in FIGURES:
+        if row[name] is not None and not isinstance(row[name], int | float):  # guard: training.runs.figures
+            raise DataError(f"{row['path']}: {name} is no number but {str(row[name])[:80]!r}")
+    if row["why"] is not None and not isinstance(row["why"], str):  # guard: training.runs.why
+        raise DataError(f"{row['path']}: the reason of its end is no text but {str(row['why'])[:80]!r}")
+    return row
 
 
 def age(path: Path) -> float:
@@ -115,7 +126,8 @@ def success_of(root: Path) -> Row | None:
     if not found:
         return None
     summary = storage.read_json(found.get("final", next(reversed(found.values()))))
-    return {"successes": int(summary["successes"]), "episodes": int(summary["episodes"])}
+    found = Proportion(int(summary["successes"]), int(summary["episodes"]))  # refuses what cannot be
+    return {"successes": found.successes, "episodes": found.episodes}
 
 
 def ended(path: Path, total: int) -> Row:
@@ -136,8 +148,9 @@ def ended(path: Path, total: int) -> Row:
 
 def folded(path: Path, folds: int) -> Row:
     """A run of several folds: a step is a fold."""
-    done = sum((path / f"fold-{number}" / "offline.json").is_file() for number in range(folds))
-    running = any(storage.is_locked(path / f"fold-{number}" / ".lock") for number in range(folds))
+    parts = list(path.glob("fold-*"))
+    done = sum((part / "offline.json").is_file() for part in parts)
+    running = any(storage.is_locked(part / ".lock") for part in parts)
     table = storage.read_json(path / "folds.json") if (path / "folds.json").is_file() else None
     state = "running" if running else "finished" if table is not None else "stopped"
     return {"step": done, "total": folds, "state": state, "offline": table["mean"]["policy"] if table is not None else None}

@@ -161,6 +161,8 @@ class Trainer:
         elif start.path is not None and not start.weights:
             snapshot, where = read_whole(start.path, self.checkpoints.piece)
             self._go_on(snapshot, where, [*allow_change, "training.start"])
+            if self._is_over():  # guard: training.start.over
+                raise UsageError(f"{where}: is at step {self.step} of {self.config.steps}, nothing is left; raise training.steps")
             self.origin, self.best = origin("continued", where, storage.sha256(where / storage.MANIFEST)), None  # a best of this directory
             self.journal.say(f"continuing {where} at step {self.step} of {self.config.steps}")
         elif start.path is not None:
