@@ -147,3 +147,17 @@ def test_fields_of_the_recipes_own_kind_of_policy_can_be_changed() -> None:
     assert override(RECIPES["imitate"](False), ["--policy.width", "64"]).policy.width == 64
     with pytest.raises(UsageError):
         override(RECIPES["act"](False), ["--policy.depth", "3"])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--training.keep-last", "1"], "command line: training.keep_last: Input should be greater than or equal to 2; `deftly"),
+        (["--training.start.weights", "x"], "command line: training.start: start.weights chooses among the weights of start.path"),
+        (["--training.nope", "1"], "command line: Unrecognized options: --training.nope, 1"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_readable_line(words: list[str], line: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        override(RECIPES["imitate"](True), words)
+    assert str(refused.value).startswith(line)

@@ -18,6 +18,7 @@ from deftly.models.policy import PolicyConfig
 from deftly.models.resnet import ResNetConfig
 from deftly.objectives.imitation import ImitationConfig
 from deftly.types import Batch, Clock, Tokens, UsageError
+from guards import guards
 
 SMALL = ACTConfig(
     vision=ResNetConfig(widths=(8, 8, 16), blocks=1), text=TextConfig(dim=16, heads=2), width=16, heads=2, hidden=24, encoder_layers=2
@@ -217,3 +218,13 @@ def test_a_saved_config_finds_its_kind_and_older_ones_had_none(tmp_path) -> None
         parse_policy({"kind": "diffusion"})
     with pytest.raises(UsageError, match="not a multiple of 4 and of heads"):
         SMALL.replace(width=18)
+
+
+@guards("models.act.no_vae")
+def test_sizes_that_cannot_be_and_settings_without_effect_are_refused() -> None:
+    for name, value in (("latent", 7), ("kl_weight", 3.0)):
+        with pytest.raises(UsageError, match=f"{name} is of the CVAE"):
+            SMALL.replace(vae_layers=0, **{name: value})
+    for widths in ((), (0,), (8, -4)):
+        with pytest.raises(UsageError, match="widths"):
+            SMALL.vision.replace(widths=widths)

@@ -158,10 +158,16 @@ def override(run: Run, fields: list[str]) -> Run:
 
 def plain_words(box: str) -> str:
     """One line out of the framed error that tyro prints: its first sentences, without frame, colours and web addresses."""
-    text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+|https?://\S+|For further information visit|For full helptext.*", " ", box)
-    words = " ".join(text.split()).removeprefix("Parsing error ").strip()
-    words = re.sub(r"^(Unrecognized options):? (?=\1)", "", words)  # the frame's title says it once more
+    text = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─]+|-{3,}|https?://\S+|For further information visit|For full helptext.*", " ", box)
+    words = re.sub(r" \[type=.*?, input_type=\w+\]", "", " ".join(text.split())).removeprefix("Parsing error ").strip()
+    words = re.sub(r"^(Unrecognized options):? (?=\1)|^Value error (?=Error parsing)", "", words)  # the frame's title
+    words = re.sub(r"Error parsing (\S+): \d+ validation errors? for \w+ (?:Value error, |(\S+) )", _field, words)
     return words if len(words) <= 300 else words[:297] + "..."
+
+
+def _field(found: re.Match[str]) -> str:
+    """Where pydantic's words begin, as a field of the run."""
+    return f"{found[1]}.{found[2]}: " if found[2] else f"{found[1]}: "
 
 
 def print_summary(summary: dict[str, Any], directory: Path) -> None:

@@ -57,6 +57,9 @@ class ACTConfig(Config):
     def check_width(self) -> ACTConfig:
         if self.width % 4 or self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of 4 and of heads {self.heads}")
+        named = [name for name in ("latent", "kl_weight") if getattr(self, name) != type(self).model_fields[name].default]
+        if named and not self.vae_layers:  # guard: models.act.no_vae
+            raise ValueError(f"{named[0]} is of the CVAE, which vae_layers 0 leaves out")
         return self
 
     def build(self, contract: Contract, vocabulary: int) -> ACTPolicy:

@@ -9,6 +9,7 @@ Letters: n images, c channels, h w pixels, y x cells of the last maps.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import pydantic
 import torch
@@ -25,7 +26,7 @@ NORM_EPSILON = 1e-5  # of torchvision's FrozenBatchNorm2d
 class ResNetConfig(Config):
     """ResNet-18 by default: four stages of two blocks. The maps have 1/4 of the image's side after the stem, half of it at each stage."""
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    widths: tuple[Annotated[int, pydantic.Field(ge=1)], ...] = pydantic.Field(default=(64, 128, 256, 512), min_length=1)
     blocks: int = pydantic.Field(default=2, ge=1)
     """Residual blocks per stage."""
 
