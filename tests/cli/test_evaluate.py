@@ -144,8 +144,9 @@ def test_training_seeds_are_read_where_they_are_known(tmp_path: Path) -> None:
 
 def test_worlds_without_looking_actors_draw_nothing(run: Path) -> None:
     config = evaluate.open_run(run)[1]
-    plan = Plan(policy="", world={}, episodes=1, seed=0, baselines=(), versions={})
-    bench = Bench(Task(evaluate.find_policy(run), config.world, plan, evaluate_load()))
+    policy = evaluate.find_policy(run)
+    plan = Plan(policy=storage.sha256(policy / storage.MANIFEST), world={}, episodes=1, seed=0, baselines=(), versions={})
+    bench = Bench(Task(policy, config.world, plan, evaluate_load()))
     for arm in ("no_op", "random", "blind"):
         assert bench(Job(arm, 0)).outcome in ("timeout", "missed_grasp", "wrong_object")
     assert list(bench._worlds) == [False]
