@@ -55,7 +55,18 @@ def test_one_process_is_the_identity():
 
 
 @guards("training.distributed.variables")
-@pytest.mark.parametrize(("name", "value"), [("MASTER_PORT", ""), ("WORLD_SIZE", "two")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MASTER_PORT", ""),
+        ("WORLD_SIZE", "two"),
+        ("WORLD_SIZE", "0"),
+        ("RANK", "a"),
+        ("RANK", "2"),
+        ("LOCAL_RANK", "-1"),
+        ("MASTER_PORT", "99999"),
+    ],
+)
 def test_half_of_a_launchers_variables_is_refused(monkeypatch, name, value):
     for each, given in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1", name: value}.items():
         monkeypatch.setenv(each, given)

@@ -7,6 +7,7 @@ environment. How an objective is spread over them is in `parallel.py`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -77,10 +78,19 @@ def launched() -> int:
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
         return 1
-    wrong = [name for name in VARIABLES if not os.environ.get(name, "").strip()] + ([] if size.isdigit() else ["WORLD_SIZE"])
-    if wrong:  # guard: training.distributed.variables
-        raise UsageError(f"WORLD_SIZE is {size!r}, but {wrong[0]} is not what a launcher sets: start with torchrun, or unset WORLD_SIZE")
-    return int(size)
+    count = _number(size) or 0
+    highest = {"RANK": count - 1, "LOCAL_RANK": count - 1, "MASTER_PORT": 65535} if count > 1 else {"WORLD_SIZE": 0}
+    wrong = [name for name in VARIABLES if not os.environ.get(name, "").strip()]
+    wrong += [name for name, most in highest.items() if (number := _number(os.environ.get(name, ""))) is None or number > most]
+    if wrong or count < 2:  # guard: training.distributed.variables
+        name = wrong[0] if wrong else "WORLD_SIZE"
+        is_so = f"WORLD_SIZE is {size[:20]!r}, but {name} is not what a launcher sets ({os.environ.get(name, '')[:20]!r})"
+        raise UsageError(f"{is_so}: start with torchrun, or unset WORLD_SIZE")
+    return count
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\s*[0-9]{1,9}\s*", text) else None
 
 
 def is_spokesman() -> bool:

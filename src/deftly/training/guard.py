@@ -85,8 +85,8 @@ class Guard:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-        self.spikes_in_a_row = state.get("spikes_in_a_row", 0)  # checkpoints of before there was a detector
-        self.spikes.load_state(state.get("window", ()))
+        self.spikes_in_a_row = state["spikes_in_a_row"]
+        self.spikes.load_state(state["window"])
 
 
 @torch.no_grad()

@@ -321,7 +321,7 @@ class Trainer:
         self.step, self.samples = state["step"], state["samples"]
         self.best, self.origin = state["best"], state["origin"]
         self.early_stop.load_state(state["early_stop"])
-        self.rollbacks.load_state(state.get("rollbacks", ()))
+        self.rollbacks.load_state(state["rollbacks"])
 
     def plan(self) -> dict[str, Any]:
         """What is about to happen, as plain data: to be printed before the first step."""
