@@ -28,7 +28,8 @@ from deftly.types import UsageError
 USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--small] [--FIELD VALUE ...]
                   [--resume --allow-change FIELD ...] [--track tensorboard|wandb|wandb:online ...]
   NAME is a recipe ({recipes}), a run directory or its run.json, or my.py:recipe, which is your own code
-  --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16
+  --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16; a part that is null in
+    the recipe (training.early_stop, training.lora) or a list (training.groups) is set in a recipe of your own
   --resume goes on with the run in DIR, and begins one where there is none: the same command starts and restarts
   --allow-change FIELD lets a resumed run go on with another value: training.steps, a whole part such as training, or dataset
   --track shows the log, which is always in metrics.jsonl, elsewhere too; a resumed run may change that

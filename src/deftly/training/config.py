@@ -27,7 +27,8 @@ class TrainingConfig(Config):
     """How long, how exact, how fast, and how often to look."""
 
     FREE: ClassVar[tuple[str, ...]] = ("trackers", "log_every", "checkpoint_every", "keep_last")
-    """Fields that cannot change a weight: a resumed run may have others. `validate_every` is none: it decides which checkpoint is best."""
+    """Fields that cannot change a weight: a resumed run may have others. `validate_every` is none: it decides which checkpoint is best.
+    Where a run goes back to one (`rollback.py`), which ones there are does decide."""
 
     steps: int = pydantic.Field(default=10_000, gt=0)
     accumulation: Annotated[int, pydantic.Field(gt=0)] | Literal["auto"] = 1
