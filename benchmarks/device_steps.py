@@ -21,9 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from steps import PEER_ACT, WIDE_ACT, Shapes, Step, build, peak_flops, seconds_of
+from steps import PEER_ACT, WIDE_ACT, Shapes, Step, build
 
 from deftly.models.act import ACTConfig
+from deftly.training.flops import peak_flops, seconds_of
 
 RESULTS = Path(__file__).parent / "results/device.json"
 SPEEDS = ("bf16", "bf16+compiled", "bf16+graphs")

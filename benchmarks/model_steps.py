@@ -18,10 +18,11 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTDecoderLayer, ACTEncoderLayer, ACTPolicy
 from process import serve
-from steps import PEER_ACT, Shapes, Step, build, compile_layers, peak_flops, precision, seconds_of
+from steps import PEER_ACT, Shapes, Step, build, compile_layers, precision
 
 import deftly.models.act
 from deftly.models.resnet import IMAGENET_MEAN, IMAGENET_STD
+from deftly.training.flops import peak_flops, seconds_of
 from deftly.types import Batch
 
 CPU = torch.device("cpu")

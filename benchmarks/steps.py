@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from deftly.contract import Camera, Contract, Embodiment, Vector, Window
 from deftly.models.act import ACTConfig, ACTPolicy
 from deftly.models.attention import DecoderLayer, EncoderLayer
 from deftly.objectives.imitation import Imitation, ImitationConfig
+from deftly.training.flops import counted
 from deftly.training.optim import AdamWConfig, Part, parameter_groups
 from deftly.types import Batch, Clock, Term, Tokens
 
@@ -140,10 +139,9 @@ class Step:
 
     def flops(self) -> int:
         """Floating-point operations of the products of one step, a multiplication and an addition each; counted, not estimated."""
-        with FlopCounterMode(display=False) as counter:
-            self.loss().backward()
+        found = counted(lambda: self.loss().backward())
         self.optimizer.zero_grad(set_to_none=True)
-        return counter.get_total_flops()
+        return found
 
 
 def compile_layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
@@ -151,21 +149,3 @@ def compile_layers(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> Non
     for part in module.modules():
         if isinstance(part, kinds):
             part.compile()
-
-
-def seconds_of(work: Callable[[], object], count: int, device: torch.device) -> float:
-    """The time of `count` calls, the device's work included."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    for _ in range(count):
-        work()
-    wait()
-    return time.perf_counter() - start
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype, size: int = 2048, count: int = 8) -> float:
-    """What this machine reaches in the product of two square matrices, per second: the best of three."""
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    torch.mm(one, other)
-    return max(2 * size**3 * count / seconds_of(lambda: torch.mm(one, other), count, device) for _ in range(3))

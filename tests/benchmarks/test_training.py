@@ -91,7 +91,9 @@ def test_a_step_trains_in_every_way(variant: str) -> None:
 
 
 def test_flops_are_those_of_the_products() -> None:
-    from steps import Shapes, Step, build, peak_flops
+    from steps import Shapes, Step, build
+
+    from deftly.training.flops import peak_flops
 
     shapes = Shapes(batch=2, chunk=5, size=32)
     once, twice = (

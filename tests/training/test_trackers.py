@@ -284,6 +284,7 @@ FREE = {
     "log_every": 3,
     "checkpoint_every": 2,
     "keep_last": 3,
+    "count_flops": False,
 }
 
 

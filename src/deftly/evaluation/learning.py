@@ -11,6 +11,8 @@ from deftly.evaluation import charts
 from deftly.evaluation.charts import Series
 
 Line = dict[str, Any]
+OVER_ALL = ("elapsed", "utilization")
+"""What a line's `time` has beside the parts."""
 
 
 def training(run: Path) -> dict[str, Any] | None:
@@ -24,7 +26,7 @@ def training(run: Path) -> dict[str, Any] | None:
     settled = train[min(2, len(train) // 20) :]
     loss = [series("training", settled, "loss", "soft"), series("held-out episodes", held_out, "loss", "main", marked=True)]
     measured = [{"step": line["step"], **(line.get("terms") or {})} for line in held_out]
-    split = [{name: value for name, value in line.get("time", {}).items() if name != "elapsed"} for line in train]
+    split = [{name: value for name, value in line.get("time", {}).items() if name not in OVER_ALL} for line in train]
     names = list(dict.fromkeys(name for parts in split for name in parts))
     totals = {name: float(sum(parts.get(name, 0.0) for parts in split)) for name in names}
     whole = sum(totals.values())

@@ -26,7 +26,7 @@ TrackerConfig = Annotated[TensorBoardConfig | WandbConfig, pydantic.Field(discri
 class TrainingConfig(Config):
     """How long, how exact, how fast, and how often to look."""
 
-    FREE: ClassVar[tuple[str, ...]] = ("trackers", "log_every", "checkpoint_every", "keep_last")
+    FREE: ClassVar[tuple[str, ...]] = ("trackers", "log_every", "checkpoint_every", "keep_last", "count_flops")
     """Fields that cannot change a weight: a resumed run may have others. `validate_every` is none: it decides which checkpoint is best.
     Where a run goes back to one (`rollback.py`), which ones there are does decide."""
 
@@ -59,6 +59,8 @@ class TrainingConfig(Config):
     spike_threshold: float | None = pydantic.Field(default=20.0, gt=0)
     """A step whose loss lies this many robust standard deviations above the median of the last ones is skipped; null: none is."""
     log_every: int = pydantic.Field(default=20, gt=0)
+    count_flops: bool = True
+    """Count at the first step of each session what a step computes, and say how much of the device that uses (MFU)."""
     validate_every: int | None = pydantic.Field(default=500, gt=0)
     """Also after the last step; null: only then."""
     measures: MeasuresConfig = MeasuresConfig()

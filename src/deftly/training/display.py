@@ -34,7 +34,7 @@ class Display:
         self.loss = self.rate = math.nan
         self.losses: list[float] = []
         self.validation = ""
-        self.split = ""
+        self.split = self.utilization = ""
 
     def __enter__(self) -> Self:
         if self.visible and self.console.is_terminal:
@@ -77,9 +77,9 @@ class Display:
         elif self.visible:
             self._print()
 
-    def logged(self, loss: float, learning_rate: float, split: dict[str, float]) -> None:
-        """A train line was written: a point of the curve and the shares of the time."""
-        self.rate = learning_rate
+    def logged(self, loss: float, learning_rate: float, split: dict[str, float], utilization: str = "") -> None:
+        """A train line was written: a point of the curve, the shares of the time, and those of data, host and device as text."""
+        self.rate, self.utilization = learning_rate, utilization
         if math.isfinite(loss):
             self.losses.append(loss)
         whole = sum(split.values()) or 1.0
@@ -109,7 +109,8 @@ class Display:
         head.add_row(ProgressBar(total=self.total, completed=self.step), f"  {self.step}/{self.total}  {duration(left)} left")
         numbers = f"loss {self.loss:.4g}   lr {self.rate:.1e}   {steps:.1f} steps/s   {samples:.0f} samples/s"
         lines = [Text(f"{sparkline(self.losses)}  {numbers}"), *([Text(self.validation)] if self.validation else [])]
-        return Panel(Group(head, *lines, Text(self.split, style="dim")), title=self.title, title_align="left")
+        dim = [Text(text, style="dim") for text in (self.split, self.utilization) if text]
+        return Panel(Group(head, *lines, *dim), title=self.title, title_align="left")
 
 
 def sparkline(values: list[float], width: int = 32) -> str:

@@ -16,6 +16,7 @@ from deftly.training.norms import ModuleNorms
 from deftly.training.trackers import Tracker, Trackers
 from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
 from deftly.training.update import Taken
+from deftly.training.utilization import Utilization
 from deftly.types import Batch
 
 
@@ -68,16 +69,17 @@ class Journal:
         self.say(f"step {step} skipped: its gradient overflowed float16; the loss scale is {loss_scale:g} from here on")
         self.write({"step": step, "kind": "overflow", "loss_scale": loss_scale})
 
-    def train(self, step: int, samples: int, learning_rate: float, skipped: int) -> None:
+    def train(self, step: int, samples: int, learning_rate: float, skipped: int, utilization: Utilization) -> None:
         """Means over the steps since the last such line."""
         means = self.running.means()
         loss, norm = means.pop("loss", float("nan")), means.pop("gradient_norm", float("nan"))
         self.last["loss"] = loss
         self.time.lap("other")
         split = self.time.since_line()
-        self.display.logged(loss, learning_rate, split)
+        shares = utilization.line(split, step)
+        self.display.logged(loss, learning_rate, split, utilization.describe(shares))
         line = {"step": step, "kind": "train", "loss": loss, "terms": means, "gradient_norm": norm, "learning_rate": learning_rate}
-        self.write({**line, "samples": samples, "skipped": skipped}, split)
+        self.write({**line, "samples": samples, "skipped": skipped}, {**split, "utilization": shares})
 
     def validated(self, step: int, loss: float, terms: dict[str, float], detail: Detail, best: dict[str, Any] | None) -> None:
         """The held-out loss and where it comes from; `best` is the best so far, this one included."""
@@ -89,7 +91,7 @@ class Journal:
         self.write({"step": step, "kind": "validation", "loss": loss, "terms": terms, "is_best": is_best})
         self.write({"step": step, "kind": "detail", **detail.to_dict()})
 
-    def write(self, line: dict[str, Any], split: dict[str, float] | None = None) -> None:
+    def write(self, line: dict[str, Any], split: dict[str, Any] | None = None) -> None:
         """A line of the log, with the time at its end."""
         if self.is_main:
             line = {**line, "time": {**(split or {}), "elapsed": self.time.elapsed()}}

@@ -14,6 +14,7 @@
 ```
 `step` is the number of steps done. Numbers of a train line are means over the steps since the one before it. Everything outside of
 `time` (wall-clock seconds) is the same in a resumed run and in one that was never interrupted. A number that is not finite is null.
+The `time` of a train line holds the seconds of each part since the one before it, and `utilization` (`utilization.py`).
 """
 
 from __future__ import annotations

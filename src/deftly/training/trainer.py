@@ -138,6 +138,7 @@ class Trainer:
                         self._leave(interrupt)
             if self.early_stop.why is not None:
                 self.journal.say(self.early_stop.why)
+            self.update.utilization.tell(self.journal.say)
             return self.summary()
 
     def _is_over(self) -> bool:
@@ -230,7 +231,7 @@ class Trainer:
                 self._roll_back(taken, batch)
         self.journal.display.update(self.step, self.samples, taken.numbers["loss"])
         if self._due(self.config.log_every):
-            self.journal.train(self.step, self.samples, rate, self.update.guard.skipped)
+            self.journal.train(self.step, self.samples, rate, self.update.guard.skipped, self.update.utilization)
         self.journal.modules(self.step, taken.modules)
         is_best = self._due(self.config.validate_every) and self._validate()
         if self._due(self.config.checkpoint_every) or is_best:
@@ -351,5 +352,6 @@ class Trainer:
             "precision": self.config.precision,
             "parameters": self.update.plan()["parameters"],
             "seconds": {**{name: round(value, 3) for name, value in seconds.items()}, "total": round(whole, 3)},
+            "utilization": self.update.utilization.to_dict(),
             "samples_per_s": self.samples / whole if whole else None,
         }

@@ -32,6 +32,7 @@ from deftly.training.precision import LossScaler, autocast
 from deftly.training.state import check_not_saved, copies, load_strictly, policy_state, saved_tensors
 from deftly.training.step import clip, total_counts
 from deftly.training.tracking import TimeSplit
+from deftly.training.utilization import Utilization
 from deftly.types import Batch, Clock, DataError, Objective, UsageError
 
 
@@ -95,6 +96,7 @@ class Update:
         self.scaler = LossScaler() if config.precision == "fp16" else None
         self.guard = Guard(objective, config.max_bad_steps, objective.not_saved, config.spike_threshold)
         self.norms = Norms(objective, objective.not_saved)
+        self.utilization = Utilization(time, device, config.precision)
 
     def __call__(self, batch: Batch, clock: Clock) -> Taken:
         """Forward, backward and, where everything is finite, the update of step `clock.step`."""
@@ -102,7 +104,10 @@ class Update:
             self._find_accumulation(batch, clock)
         if self.groups.enter(clock):
             self.parallel.renew()
+        if self.utilization.step is None:
+            self._count_flops(batch, clock, self.accumulation or 1)
         self.guard.remember()
+        self.utilization.begin()
         values, loss = self._fitting_gradients(batch, clock)
         learning = self.parallel.collect(self.groups.parameters())
         if self.scaler is not None:
@@ -111,15 +116,18 @@ class Update:
         if is_logged:
             self.norms.remember()
         norm = clip(learning, self.config.clip_norm, self.parallel.combine)
+        self.utilization.end()
         numbers = _read(values, loss, norm)
         self.time.lap("forward_backward")
         scale = self._scale_after_overflow(numbers)
         accepted = scale is None and self.guard.accepts(numbers["loss"], numbers["gradient_norm"])
+        self.utilization.begin()
         if accepted:
             set_learning_rates(self.optimizer, self.learning_rates(clock))
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
+        self.utilization.end()
         modules = self.norms.measure() if is_logged else None
         is_bad = scale is None and not accepted
         origin = self._locate(batch, clock) if is_bad and self.guard.reason == NON_FINITE else None
@@ -156,6 +164,15 @@ class Update:
             parts = self._require_parts(len(batch), parts, parts + 1, clock)
         self.accumulation = parts
         self.say(memory.describe(len(batch), parts, fit))
+
+    def _count_flops(self, batch: Batch, clock: Clock, parts: int) -> None:
+        """What a step of this session computes, by its first micro-batch; leaves no trace. Compiled or cut into rows it cannot be seen."""
+        replay = functools.partial(self._gradients, batch, clock, parts, only_first=True)
+        is_seen = self.config.count_flops and not self.config.compile and not self.parallel.is_sharded
+        self.guard.remember()
+        if reason := self.utilization.measure(clock.step, replay if is_seen else None, parts):
+            self.say(f"MFU is not known: FLOPs could not be counted ({reason})")
+        self._forget()
 
     def _fitting_gradients(self, batch: Batch, clock: Clock) -> tuple[dict[str, Tensor], Tensor]:
         """The step's gradients, in more parts than before where memory runs out."""
