@@ -143,6 +143,20 @@ def test_the_command_prints_a_table_or_json_and_is_strict_when_asked(run, capsys
     assert ended.value.code == 1
 
 
+def test_losses_that_come_again_are_a_warning_however_few_were_skipped(run):
+    rewrite(run, "train", lambda line, index: {**line, "step": 100 * line["step"]})
+    add(run, step=6001, kind="skipped", reason="spike", loss=900.0, terms={}, gradient_norm=1.0, episodes="3, 5")
+    found = codes(run)["spikes"]
+    assert (found.severity, "came again" in found.evidence) == ("note", False)
+    add(run, step=6009, kind="recurring", loss=900.0, episodes="3, 8", keys=[])
+    found = codes(run)["spikes"]
+    assert found.severity == "warning"
+    assert found.evidence.startswith(
+        "1 of 6009 steps skipped (step 6001); such losses came again and again, and are learnt from since step 6009;"
+    )
+    assert "episodes 3 in 100% of them" in found.evidence
+
+
 # -- verdicts ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,8 @@ class TrainingConfig(Config):
     trackers: tuple[TrackerConfig, ...] = ()
     """Where else the log is shown: it is always in RUN/metrics.jsonl."""
     spike_threshold: float | None = pydantic.Field(default=20.0, gt=0)
-    """A step whose loss lies this many robust standard deviations above the median of the last ones is skipped; null: none is."""
+    """A step whose loss lies this many robust standard deviations above the median of the last ones is skipped, unless such losses come
+    again; a standard deviation counts as no less than the median, so 20 is at least 21 times the median. Null: none is."""
     log_every: int = pydantic.Field(default=20, gt=0)
     count_flops: bool = True
     """Count at the first step of each session what a step computes, and say how much of the device that uses (MFU)."""

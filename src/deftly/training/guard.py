@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from deftly.training.spikes import SpikeDetector
+from deftly.training.spikes import MOST, SpikeDetector
 from deftly.training.state import Buffers
 
 NON_FINITE, SPIKE = "non-finite", "spike"
@@ -26,10 +26,9 @@ class Guard:
 
     def __init__(self, objective: nn.Module, limit: int, not_saved: tuple[str, ...] = (), spike_threshold: float | None = None) -> None:
         self.limit = limit
-        self.spikes = SpikeDetector(spike_threshold)
+        self.spikes = SpikeDetector(spike_threshold, min(MOST, limit - 1))  # a level that stays is nothing to go back from
         self.skipped = 0
         self.in_a_row = 0
-        self.spikes_in_a_row = 0
         self.reason = ""  # of the last step that was not accepted
         # Running statistics change in the forward pass, so they are copied before it.
         self.buffers = Buffers(objective, not_saved)
@@ -43,12 +42,8 @@ class Guard:
         """Whether the step may update the weights. If not, it is counted, `reason` says why, and the buffers are as before it."""
         is_finite = math.isfinite(loss) and math.isfinite(gradient_norm)
         is_spike = is_finite and self.spikes.judges(loss)
-        self.spikes_in_a_row = self.spikes_in_a_row + 1 if is_spike else 0
-        if self.spikes_in_a_row == self.limit:  # a level that stays is no spike: other data, or another stage of a curriculum
-            self.spikes.forget()
-            is_spike = False
         if is_finite and not is_spike:
-            self.in_a_row = self.spikes_in_a_row = 0
+            self.in_a_row = 0
             return True
         self.reason = SPIKE if is_spike else NON_FINITE
         self.skipped += 1
@@ -76,17 +71,11 @@ class Guard:
         )
 
     def state(self) -> dict[str, Any]:
-        return {
-            "skipped": self.skipped,
-            "in_a_row": self.in_a_row,
-            "spikes_in_a_row": self.spikes_in_a_row,
-            "window": self.spikes.state(),
-        }
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, **self.spikes.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
-        self.spikes_in_a_row = state["spikes_in_a_row"]
-        self.spikes.load_state(state["window"])
+        self.spikes.load_state(state)
 
 
 @torch.no_grad()

@@ -51,6 +51,15 @@ class Journal:
         where = {"origin": taken.origin.to_dict()} if taken.origin is not None else {}
         self.write({**line, "episodes": episodes, "keys": batch.key[:MOST_SAMPLES].tolist(), **where})
 
+    def recurring(self, step: int, taken: Taken, batch: Batch) -> None:
+        """A step whose loss is far above the usual was applied, since others like it came before."""
+        loss, episodes = taken.numbers["loss"], listed(batch.episode)
+        self.say(
+            f"WARNING: step {step}: losses as high as {loss} come again and again, so they are learnt from and not skipped from here on "
+            f"(episodes {episodes}); said once"
+        )
+        self.write({"step": step, "kind": "recurring", "loss": loss, "episodes": episodes, "keys": batch.key[:MOST_SAMPLES].tolist()})
+
     def rolled_back(self, step: int, done: list[dict[str, int]]) -> None:
         """The weights are those of an earlier checkpoint again."""
         self.say(

@@ -10,6 +10,7 @@
 {"step": 3, "kind": "overflow", "loss_scale": 32768.0, "time": {…}}
 {"step": 41, "kind": "skipped", "reason": "non-finite", "loss": null, "terms": {…}, "gradient_norm": null, "episodes": "3, 5, 8",
  "keys": […], "origin": {"inputs": […], "module": …, "parameter": …, "keys": […], "episodes": […]}, "time": {…}}
+{"step": 44, "kind": "recurring", "loss": …, "episodes": "3, 5, 8", "keys": […], "time": {…}}
 {"step": 50, "kind": "rollback", "rollbacks": 1, "first_bad_step": 41, "last_bad_step": 50, "weights_of_step": 40, "time": {…}}
 ```
 `step` is the number of steps done. Numbers of a train line are means over the steps since the one before it. Everything outside of

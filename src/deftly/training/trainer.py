@@ -223,6 +223,8 @@ class Trainer:
         if taken.accepted:
             self.stream.feedback(taken.numbers)
             self.journal.running.add(taken.numbers)
+            if self.update.guard.spikes.is_news:
+                self.journal.recurring(self.step, taken, batch)
         elif taken.loss_scale is not None:
             self.journal.overflowed(self.step, taken.loss_scale)
         else:

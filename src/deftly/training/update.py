@@ -307,7 +307,7 @@ class Update:
 
     def go_back(self, tensors: Tensors, state: dict[str, Any]) -> None:
         """Weights, moments, averages and the guard's window of an earlier checkpoint of this run; what counts goes on counting."""
-        guard = {**state["guard"], "skipped": self.guard.skipped, "in_a_row": 0, "spikes_in_a_row": 0}
+        guard = {**self.guard.state(), "window": state["guard"]["window"], "in_a_row": 0}
         self.load(tensors, {**self.state(), "guard": guard, "ema_updates": state["ema_updates"]}, "the checkpoint to go back to")
 
     def restart_average(self) -> None:

@@ -29,13 +29,16 @@ def step_verdicts(record: Record) -> Iterator[Verdict]:
         )
     if broken:
         yield _not_finite(record, broken, len(backs))
-    if spikes:
+    recurring = record.of("recurring")
+    if spikes or recurring:
         rate = len(spikes) / max(1, record.steps)
+        single = [f"{len(spikes)} of {record.steps} steps skipped ({at(spikes)})"] if spikes else []
+        again = [f"such losses came again and again, and are learnt from since step {line['step']}" for line in recurring[:1]]
         yield Verdict(
             code="spikes",
-            severity="warning" if rate > STEADY_SPIKES else "note",
-            what="steps were skipped because their loss was far above the usual",
-            evidence=f"{len(spikes)} of {record.steps} steps ({at(spikes)}), {episodes(spikes)}",
+            severity="warning" if recurring or rate > STEADY_SPIKES else "note",
+            what="single steps had a loss far above the usual",
+            evidence="; ".join([*single, *again, episodes(spikes + recurring)]),
             remedy="look at these episodes (`deftly data show`); lower the learning rate if they are sound",
         )
     overflows = record.of("overflow")
