@@ -52,7 +52,7 @@ class Norms:
         """The norms of this step; forgets what was remembered."""
         learning = [parameter for parameter in self.parameters if parameter.requires_grad]
         if learning:  # in place: what is still needed of the copies is how far the weights are from them
-            torch._foreach_sub_(self._weights, learning)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_sub_(self._weights, learning)  # pyright: ignore
         has_gradient = [parameter.grad is not None for parameter in self.parameters]
         values = iter(torch.stack([value.double() for value in (*self._gradients, *self._before, *norms(self._weights))]).tolist())
         gradient = [next(values) if there else None for there in has_gradient]
