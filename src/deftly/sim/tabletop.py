@@ -257,13 +257,6 @@ class Tabletop(World):
         """The instruction of this episode as it would be for object `index`; changes nothing."""
         return language.sentence(self._object(index), self.template)
 
-    def instruct(self, index: int, template: int = 0) -> str:
-        """Make the episode about object `index` from now on; returns the new instruction."""
-        self.instruction = language.sentence(self._object(index), template)
-        self.target, self.template, self._carried = index, template, None
-        self._held[:] = 0
-        return self.instruction
-
     def idle_action(self) -> np.ndarray:
         """The action [4] that keeps the robot where it is: the set-point that it already follows."""
         self._require_episode()

@@ -79,7 +79,7 @@ def without_secrets(command: Sequence[str]) -> list[str]:
         is_flag = name.startswith("-")
         if hide and not is_flag:
             word = "***"
-        elif is_flag and equals and SECRET.search(name):
+        elif equals and SECRET.search(name):  # `--token=...`, or `API_TOKEN=...` before a command
             word = f"{name}=***"
         hide = is_flag and not equals and bool(SECRET.search(name))
         words.append(re.sub(r"://[^/@\s]+@", "://***@", word))
