@@ -18,7 +18,7 @@ from deftly.training.tracking import METRICS, Metrics
 from deftly.training.wandb import Wandb, WandbConfig, has_key
 from deftly.types import UsageError
 from guards import guards
-from training.toys import ToyStream, fingerprint, make_trainer, small_config
+from training.toys import ToyStream, fingerprint, log_lines, make_trainer, small_config
 
 RUN = {"name": "toy", "training": {"steps": 6}}
 
@@ -91,6 +91,23 @@ def test_numbers_have_flat_names():
     assert scalars(line) == {"validation/loss": 0.5, "validation/terms/mse": 1.0, "validation/is_best": 1.0}
 
 
+def test_norms_have_a_name_of_their_own_for_each_kind_and_module():
+    norms = {"gradient": 2.0, "weight": 3.0, "update": None, "ratio": None, "size": 12}
+    line = {
+        "step": 4,
+        "kind": "modules",
+        "modules": {"policy.first": norms, "policy.last": {**norms, "update": 0.5}},
+        "time": {"elapsed": 1},
+    }
+    assert scalars(line) == {
+        "norms/gradient/policy.first": 2.0,
+        "norms/weight/policy.first": 3.0,
+        "norms/gradient/policy.last": 2.0,
+        "norms/weight/policy.last": 3.0,
+        "norms/update/policy.last": 0.5,
+    }
+
+
 # -- TensorBoard -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -131,25 +148,25 @@ def no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "no netrc"))
 
 
-def history(directory, count):
-    """Steps and losses in the newest offline run, as `wandb sync` would send them."""
+def history(directory, count, tag="train/loss"):
+    """Steps and values in the newest offline run, as `wandb sync` would send them."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = (directory / "wandb" / "latest-run").resolve().glob("run-*.wandb")
     deadline, found = time.monotonic() + 20, []
     while len(found) < count and time.monotonic() < deadline:  # W&B's own process writes it, and an offline `finish` does not wait for that
-        found = losses(path, Record)
+        found = values(path, Record, tag)
     return found
 
 
-def losses(path, Record):
+def values(path, Record, tag):
     found = []
     for data in leveldb_records(path.read_bytes()):
         record = Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            found.append((items["_step"], items["train/loss"]))
+            found += [(items["_step"], items[tag])] if tag in items else []
     return found
 
 
@@ -180,6 +197,14 @@ def test_wandb_stays_on_this_disk_and_the_newest_directory_holds_the_whole_run(t
     assert history(tmp_path, 5) == [(1, 1.0), (2, 2.0), (3, 6.0), (4, 8.0), (5, 10.0)]
     assert storage.read_json(tmp_path / "wandb.json")["id"] == ours
     assert (tmp_path / "wandb" / "latest-run").resolve().name.endswith(ours)
+
+
+def test_wandb_shows_the_norms_of_a_run(tmp_path, no_key):
+    make_trainer(tmp_path, config=small_config(steps=4, log_every=2, trackers=(WandbConfig(),))).fit()
+    logged = [(line["step"], line["modules"]["policy.last"]) for line in log_lines(tmp_path) if line["kind"] == "modules"]
+    assert [step for step, _ in logged] == [1, 2, 4]
+    for kind in ("gradient", "weight", "update", "ratio"):
+        assert history(tmp_path, 3, f"norms/{kind}/policy.last") == [(step, norms[kind]) for step, norms in logged]
 
 
 def test_an_online_run_is_resumed_and_what_the_server_has_is_not_sent_again(tmp_path, no_key, monkeypatch):
@@ -261,6 +286,11 @@ def test_a_run_is_shown_from_its_first_step_to_its_last(tmp_path):
     make_trainer(tmp_path, config=config).fit()
     assert [step for step, _ in curve(tmp_path)] == [2, 4, 6, 8, 10, 12]
     assert [step for step, _ in curve(tmp_path, "validation/loss")] == [10, 12]
+    logged = {line["step"]: line["modules"]["policy.first"] for line in log_lines(tmp_path) if line["kind"] == "modules"}
+    assert list(logged) == [1, 2, 4, 6, 8, 10, 12]
+    for kind in ("gradient", "weight", "update", "ratio"):
+        shown = curve(tmp_path, f"norms/{kind}/policy.first")
+        assert shown == [(step, pytest.approx(norms[kind])) for step, norms in logged.items()]
 
 
 # -- the config --------------------------------------------------------------------------------------------------------------------------
