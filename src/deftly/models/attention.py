@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from deftly.models.dropout import Dropout
+
 
 class Attention(nn.Module):
     """Multi-head attention; only the sum over values is computed, never the weights themselves."""
@@ -39,7 +41,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.enter, self.leave, self.dropout = nn.Linear(width, hidden), nn.Linear(hidden, width), nn.Dropout(dropout)
+        self.enter, self.leave, self.dropout = nn.Linear(width, hidden), nn.Linear(hidden, width), Dropout(dropout)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         return self.leave(self.dropout(self.enter(tokens).relu_()))
@@ -50,7 +52,7 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention, self.mlp = Attention(width, heads, dropout), MLP(width, hidden, dropout)
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -74,7 +76,7 @@ class DecoderLayer(nn.Module):
             MLP(width, hidden, dropout),
         )
         self.attention_norm, self.cross_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

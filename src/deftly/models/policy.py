@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from deftly.config import Config
 from deftly.contract import CameraRole, Contract
+from deftly.models.dropout import Dropout
 from deftly.models.heads import HeadConfig, RegressionConfig
 from deftly.models.language import TextConfig
 from deftly.models.vision import CNNConfig
@@ -77,7 +78,7 @@ class VLAPolicy(Policy):
         self.robots = nn.Embedding(contract.num_robots, config.robot_dim) if contract.num_robots > 1 else None
         inputs += config.robot_dim if self.robots is not None else 0
         for _ in range(config.depth):
-            layers += [nn.Linear(inputs, config.width), nn.LayerNorm(config.width), nn.GELU(), nn.Dropout(config.dropout)]
+            layers += [nn.Linear(inputs, config.width), nn.LayerNorm(config.width), nn.GELU(), Dropout(config.dropout)]
             inputs = config.width
         self.trunk = nn.Sequential(*layers)
         self.head = config.head.build(features=config.width, chunk=self.chunk, action_dim=self.action_dim)
