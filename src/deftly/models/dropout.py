@@ -16,12 +16,12 @@ class Dropout(nn.Dropout):
     where it is compiled, it is torch's own, which then is one fused kernel.
     """
 
-    def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def forward(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         dropped = round(self.p * LEVELS)
-        if not self.training or not 0 < dropped < LEVELS or input.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(input)
+        if not self.training or not 0 < dropped < LEVELS or values.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(values)
         # `to=None` takes all 64 bits; plain `random_()` leaves out the sign, and every fourth number would come out positive
-        words = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        number = words.view(torch.int16)[: input.numel()].view(input.shape)
-        kept = (number >= dropped - LEVELS // 2).to(input.dtype)
-        return input * kept.mul_(LEVELS / (LEVELS - dropped))
+        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        number = words.view(torch.int16)[: values.numel()].view(values.shape)
+        kept = (number >= dropped - LEVELS // 2).to(values.dtype)
+        return values * kept.mul_(LEVELS / (LEVELS - dropped))
