@@ -156,7 +156,7 @@ def build_trainer(run: Run, data: TrainingData, directory: Path, device: torch.d
         run_json=run.to_dict(),
         dataset_hash=data.contract.dataset_hash,
         contract=data.contract,
-        validation=data.validation_batches if data.validation is not None else None,
+        validation=data.held_out if data.validation is not None else None,
         words=(PAD, UNKNOWN, *data.tokenizer.words),
         title=run.name,
     )

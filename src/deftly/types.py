@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Self, TypedDict
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypedDict
 
 import gymnasium
 import numpy as np
@@ -97,7 +97,11 @@ class Batch:
         if len(self) % parts:
             raise ValueError(f"a batch of {len(self)} does not divide into {parts} micro-batches")
         size = len(self) // parts
-        return [self.map(lambda tensor, i=i: tensor[i * size : (i + 1) * size]) for i in range(parts)]
+        return [self.stretch(i * size, (i + 1) * size) for i in range(parts)]
+
+    def stretch(self, first: int, stop: int) -> Self:
+        """Samples `first` .. `stop - 1`."""
+        return self.map(lambda tensor: tensor[first:stop])
 
     def valid_actions(self) -> Float[Tensor, "b k a"]:
         """Sample weight where an action element is real, 0 where its step or its dimension is padding."""
@@ -115,6 +119,16 @@ def _map(value: Any, function: Any) -> Any:
     if isinstance(value, dict):
         return {name: function(tensor) for name, tensor in value.items()}
     return function(value)
+
+
+class Samples(Protocol):
+    """A batch, or one that is made when it is asked for: of several processes each makes its own stretch."""
+
+    def __len__(self) -> int: ...
+
+    def stretch(self, first: int, stop: int) -> Batch:
+        """Samples `first` .. `stop - 1`."""
+        ...
 
 
 class Clock(NamedTuple):

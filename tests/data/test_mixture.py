@@ -187,7 +187,7 @@ def test_the_summary_and_the_words_are_of_all_datasets(roots):
     assert summary["mixture"][0]["cameras"] == ["head"]
     assert summary["samples_per_batch"] + summary["mixture"][0]["samples_per_batch"] == 6
     assert data.contract.dataset_hash != data.dataset.hash
-    validation = list(data.validation_batches())
+    validation = [samples.stretch(0, len(samples)) for samples in data.held_out()]
     assert {int(source) for batch in validation for source in batch.domain} == {0, 1}
 
 
@@ -270,7 +270,7 @@ def test_a_weight_counts_exactly_however_few_samples_a_batch_has(roots, weight):
         share = batch.weight[batch.domain == 1].sum() / batch.weight.sum()
         assert np.isclose(float(share), weight * other / (weight * other + one))
         assert np.isclose(float(batch.weight.mean()), 1)
-    held_out = list(data.validation_batches())
+    held_out = [samples.stretch(0, len(samples)) for samples in data.held_out()]
     assert all(torch.equal(batch.weight, torch.ones(len(batch))) for batch in held_out), "figures on held-out windows stay what they are"
 
 

@@ -100,3 +100,14 @@ def test_a_batch_that_does_not_divide_is_refused(roots):
 def test_mixup_is_refused_where_no_process_has_the_whole_batch(roots):
     with pytest.raises(UsageError, match=r"augmentation\.mixup looks for partners"):
         build(roots, 0, 2, augmentation=AugmentConfig(mixup=0.4))
+
+
+def test_any_stretch_of_a_held_out_batch_is_made_by_itself(roots):
+    data = build(roots, 0, 2, mixed=True, validation_fraction=0.5)
+    made = []
+    for samples in data.held_out():
+        whole, middle = samples.stretch(0, len(samples)), len(samples) // 2
+        assert len(whole) == len(samples)
+        assert same([samples.stretch(0, middle), samples.stretch(middle, len(samples))], whole)
+        made.append(whole)
+    assert sum(map(len, made)) == sum(len(part.validation) for part in data.parts if part.validation is not None)

@@ -48,6 +48,8 @@ def test_one_process_is_the_identity():
     value = torch.tensor([1.0, 2.0])
     assert distributed.sum_over_ranks(value) is value
     assert distributed.most_over_ranks(7) == 7
+    assert distributed.highest_over_ranks(value) is value
+    assert distributed.told_by_all({"a": 1}) == [{"a": 1}]
     assert distributed.device_of_rank("cuda:3") == "cuda:3"
     distributed.wait_for_all()
     with distributed.together(), distributed.first_alone(), distributed.process_group(CPU, 1.0):
@@ -209,16 +211,16 @@ def test_a_failure_on_one_rank_ends_all_and_is_said_once(done):
 def one_dies(folder: str) -> None:
     """Rank 1 is killed in its fifth step."""
     die = {4: lambda: os.kill(os.getpid(), signal.SIGKILL)}
-    with distributed.process_group(CPU, 60.0):
+    with distributed.process_group(CPU, 600.0):
         trainer_of(Path(folder) / "run", calls=die if distributed.rank() else None, checkpoint_every=2).fit()
 
 
 def test_a_rank_that_dies_ends_the_others_soon_and_with_one_line(tmp_path):
     began = time.monotonic()
-    codes, error = run_ranks("training.test_distributed:one_dies", tmp_path)
+    codes, error = run_ranks("training.test_distributed:one_dies", tmp_path, timeout=300)
     assert codes == [1, -signal.SIGKILL]
     assert "TrainingError: another process of this training ended or no longer answers" in error
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 300, "long before the others' patience ends"
     assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000004\n"
 
 

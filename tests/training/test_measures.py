@@ -10,6 +10,7 @@ from deftly.models.heads import FlowMatchingConfig
 from deftly.models.policy import PolicyConfig
 from deftly.objectives.imitation import Imitation
 from deftly.training.measures import Measures, MeasuresConfig
+from deftly.training.stretch import Stretch
 from deftly.training.validation import validate
 from deftly.types import Batch, Clock, Features, Policy
 from training.toys import make_trainer, small_config
@@ -100,7 +101,7 @@ def test_an_objective_that_reads_no_text_is_not_asked_to_listen():
     class Deaf(Imitation):
         reads = ("state", "actions", "action_is_pad")
 
-    found = Measures(MeasuresConfig(), Deaf(Obedient()))(demonstrated([1, 5]), END)
+    found = Measures(MeasuresConfig(), Deaf(Obedient()))(demonstrated([1, 5]), END, Stretch(2, 0, 2))
     assert set(found) == {"action_accuracy"}
 
 
@@ -108,7 +109,7 @@ def test_a_policy_of_another_kind_is_left_alone(tmp_path):
     trainer = make_trainer(tmp_path, config=small_config(steps=2))
     assert not isinstance(trainer.objective.policy, Policy)
     assert isinstance(trainer.objective.policy, nn.Module)
-    assert Measures(MeasuresConfig(), trainer.objective)(demonstrated([1, 2]), END) == {}
+    assert Measures(MeasuresConfig(), trainer.objective)(demonstrated([1, 2]), END, Stretch(2, 0, 2)) == {}
 
 
 @pytest.mark.parametrize("head", [{}, {"head": FlowMatchingConfig(width=16, blocks=1, euler_steps=2)}])

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from deftly.models.vision import CNNConfig
 from deftly.objectives.imitation import Imitation
 from deftly.training import distributed, shards
 from deftly.training.checkpoint import Checkpoints, Snapshot
+from deftly.training.measures import MeasuresConfig
 from deftly.training.start import StartConfig
+from deftly.training.stopping import EarlyStopConfig
 from deftly.training.trainer import Trainer
 from deftly.types import Batch, Stream, UsageError
 from guards import guards
 from training.ranks import run_ranks
-from training.toys import Adversarial, Distilled, StackedPolicy, ToyStream, TwoTerms, make_trainer, small_config
+from training.toys import Adversarial, Distilled, StackedPolicy, ToyStream, TwoTerms, log_lines, make_trainer, small_config
 
 STEPS, SIZE = 20, 8
 CPU = torch.device("cpu")
@@ -85,8 +88,14 @@ def trainer_of(name: str, directory: Path, *, calls=None, held_out=True, **chang
     objective = OBJECTIVES[name]().double()
     whole = Pictures() if name == "imitation" else ToyStream(SIZE, torch.float64, calls=calls)
     given = {"steps": STEPS, "checkpoint_every": 10, "validate_every": None, "log_every": 5, "clip_norm": 0.5, **changes}
-    fields = {"validation": lambda: iter([type(whole)().next().map(_double)])} if held_out else {"validation": None}
+    fields = {"validation": lambda: held_out_of(type(whole)())} if held_out else {"validation": None}
     return make_trainer(directory, objective=objective, stream=Share(whole), config=small_config(**given), **fields)
+
+
+def held_out_of(stream: Stream) -> Iterator[Batch]:
+    """Batches that come out even, that do not, and that have fewer samples than there are ranks."""
+    for size in (8, 3, 1):
+        yield stream.next().map(_double).stretch(0, size)
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
@@ -100,6 +109,11 @@ def every_way(folder: str, *names: str) -> None:
         for name in names:
             for way in ("ddp", "fsdp"):
                 trainer_of(name, root / f"{name} {way}", parallel=way).fit()
+        for way in ("ddp", "fsdp"):
+            trainer = trainer_of("imitation", root / f"measured {way}", parallel=way, **MEASURED)
+            trainer.fit()
+            state = {"best": trainer.best, "early stop": trainer.early_stop.state()}
+            storage.write_json(root / f"decided {way}-{distributed.rank()}.json", state)
         with pytest.MonkeyPatch.context() as patch:
             if distributed.rank() == 1:
                 patch.setattr(shards, "write", full_once(shards.write))
@@ -135,6 +149,14 @@ def other_half(folder: str) -> None:
             )
 
 
+MEASURED = {
+    "steps": 3,
+    "validate_every": 1,
+    "log_every": 1,
+    "checkpoint_every": None,
+    "measures": MeasuresConfig(every_batch=1, action_tolerance=0.5),
+    "early_stop": EarlyStopConfig(metric="action_accuracy", patience=3),
+}
 FAST, SLOW = ("discriminator", "teacher"), ("imitation", "two terms")
 
 
@@ -193,6 +215,42 @@ def test_every_way_ends_in_the_same_weights(request, tmp_path, name):
                 assert one["loss"] == pytest.approx(other["loss"], abs=1e-10)
         assert newest(two / f"{name} {way}").trainer["best"]["loss"] == pytest.approx(summary["best"]["loss"], abs=1e-10)
     assert not any(key.startswith(("teacher", "module", "objective")) for key in newest(two / f"{name} fsdp").objective)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_held_out_samples_are_shared_out_and_give_the_same_figures(two, tmp_path, way):
+    alone = trainer_of("imitation", tmp_path, **MEASURED)
+    alone.fit()
+    mine, theirs = (
+        [line for line in log_lines(folder) if line["kind"] in ("validation", "detail")] for folder in (tmp_path, two / f"measured {way}")
+    )
+    assert [line["kind"] for line in mine] == ["validation", "detail"] * 3
+    assert {"action", "action_accuracy", "language_alignment"} <= mine[0]["terms"].keys()
+    assert mine[1]["samples"] == 8 + 3 + 1
+    assert {"dimension", "spread", "horizon", "task", "standard_error", "mismatched"} <= mine[1]["terms"]["action"].keys()
+    for one, other in zip(mine, theirs, strict=True):
+        assert_alike(one, other)
+    decided = [storage.read_json(two / f"decided {way}-{rank}.json") for rank in (0, 1)]
+    assert decided[0] == decided[1], "to the last bit"
+    assert alone.best is not None
+    assert decided[0]["best"]["step"] == alone.best["step"]
+    assert decided[0]["early stop"]["waited"] == alone.early_stop.waited
+
+
+def assert_alike(one: object, other: object, within: float = 1e-10) -> None:
+    """The same plain data, but for rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_alike(one[name], other[name], within)
+    elif isinstance(one, list) and isinstance(other, list):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            assert_alike(mine, theirs, within)
+    elif isinstance(one, float) and isinstance(other, float):
+        assert abs(one - other) <= within
+    else:
+        assert one == other
 
 
 def test_a_sharded_checkpoint_is_in_parts_and_its_policy_is_whole(two):

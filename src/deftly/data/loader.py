@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -109,10 +110,18 @@ class Loader(Stream):
 
     def batches(self) -> Iterator[Batch]:
         """Every window once, in the dataset's order, never augmented; does not move the stream. Of several processes each is given all."""
+        return (samples.stretch(0, len(samples)) for samples in self.unmade())
+
+    def unmade(self) -> Iterator[Unmade]:
+        """`batches` that are not made yet, so that any stretch of each can be."""
         for start in range(0, len(self.selection), self.batch_size):
-            index = torch.arange(start, min(start + self.batch_size, len(self.selection)))
-            key, rows = sample_keys(self.seed, torch.zeros_like(index), index), self.selection.rows(index.numpy())
-            yield self._transfer(self.windows.build(rows, key, self.windows.frames.read(rows, key, OFF)))
+            yield Unmade(self, start, min(self.batch_size, len(self.selection) - start))
+
+    def in_order(self, start: int, stop: int) -> Batch:
+        """Windows start .. stop - 1 in the dataset's order, not augmented, on the device."""
+        index = torch.arange(start, stop)
+        key, rows = sample_keys(self.seed, torch.zeros_like(index), index), self.selection.rows(index.numpy())
+        return self._transfer(self.windows.build(rows, key, self.windows.frames.read(rows, key, OFF)))
 
     def state(self) -> dict[str, Any]:
         return {"consumed": self.consumed, "windows": len(self.selection), "seed": self.seed, "order": self.feed.order.name}
@@ -157,6 +166,21 @@ class Loader(Stream):
         if self.device.type == "cpu":
             return batch
         return batch.map(lambda tensor: tensor.pin_memory()).to(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Unmade:
+    """`count` windows of a pass from `start` on (`deftly.types.Samples`)."""
+
+    loader: Loader
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def stretch(self, first: int, stop: int) -> Batch:
+        return self.loader.in_order(self.start + first, self.start + stop)
 
 
 def _samples(colours: dict[str, Colours], part: slice) -> dict[str, tuple[Tensor, Tensor]]:

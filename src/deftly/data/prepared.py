@@ -15,7 +15,7 @@ from deftly.data.loader import Loader
 from deftly.data.mixture import Mixture
 from deftly.data.split import Split
 from deftly.data.tokenizer import TextTokenizer
-from deftly.types import Batch
+from deftly.types import Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +124,12 @@ class TrainingData:
         """Each dataset's folder, and what the check found in it."""
         return [(part.dataset.root, part.findings) for part in self.parts]
 
-    def validation_batches(self) -> Iterator[Batch]:
-        """The held-out windows of every dataset, one after the other; nothing where no episode was held out."""
+    def held_out(self) -> Iterator[Samples]:
+        """The held-out windows of every dataset, one after the other, in batches that are yet to be made; nothing where no episode was
+        held out."""
         for part in self.parts:
             if part.validation is not None:
-                yield from part.validation.batches()
+                yield from part.validation.unmade()
 
     def summary(self) -> dict[str, Any]:
         """What the plan and the report say about the data; JSON-able."""

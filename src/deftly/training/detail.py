@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deftly.training import distributed
+from deftly.training.stretch import Stretch
 from deftly.types import Batch, Clock, Mean, Objective, Term
 
 MOST_TASKS = 64  # that a line lists: those with the largest loss
@@ -50,6 +52,20 @@ class Sums:
             for number, total, count in zip(getattr(batch, name).tolist(), sums, counts, strict=True):
                 means[number] += Mean(total, count)
 
+    def plain(self) -> dict[str, Any]:
+        """What other ranks are told."""
+        by = {name: [(number, *mean) for number, mean in means.items()] for name, means in self.by.items()}
+        return {"by": by, "total": {name: value.tolist() for name, value in self.total.items()}}
+
+    def add_plain(self, told: dict[str, Any]) -> None:
+        """What a rank told."""
+        for name, value in told["total"].items():
+            added = torch.tensor(value, dtype=torch.float64)
+            self.total[name] = self.total[name] + added if name in self.total else added
+        for name, means in told["by"].items():
+            for number, total, count in means:
+                self.by[name][number] += Mean(total, count)
+
     def to_dict(self) -> dict[str, Any]:
         total = {name: value.cpu() for name, value in self.total.items()}
         count = total["dimension_count"]
@@ -77,22 +93,35 @@ class Detail:
         self.episodes: set[int] = set()
         self.dead: dict[str, float] = {}
 
-    def add(self, batch: Batch, terms: dict[str, Term]) -> None:
-        self.samples += len(batch)
+    def add(self, batch: Batch, terms: dict[str, Term], stretch: Stretch) -> None:
+        """`batch` is a stretch of a batch, all of it where there is one process."""
+        self.samples += stretch.size
         self.episodes.update(batch.episode.tolist())
         for name, term in terms.items():
             if term.elements is not None:
                 self.terms.setdefault(name, Sums()).add(term.elements.detach(), batch)
 
-    def mismatch(self, objective: Objective, batch: Batch, clock: Clock) -> None:
+    def mismatch(self, objective: Objective, batch: Batch, clock: Clock, stretch: Stretch) -> None:
         """Judge a batch, if it is one of the first, with the actions of other samples."""
         self.batches += 1
-        if not self.terms or self.batches > MISMATCHED_BATCHES or len(batch) < 2:
+        if not self.terms or self.batches > MISMATCHED_BATCHES or stretch.size < 2:
             return
-        other = exchanged(batch)
+        other = exchanged(batch, stretch)
         for name, term in objective(other, clock, objective.counts(other)).items():
             if term.elements is not None:
                 self.mismatched.setdefault(name, Sums()).add(term.elements.detach(), other)
+
+    def combine(self) -> None:
+        """What all ranks have seen of their stretches, on each of them."""
+        if not distributed.active():
+            return
+        own = [{name: sums.plain() for name, sums in terms.items()} for terms in (self.terms, self.mismatched)]
+        self.terms, self.mismatched = {}, {}
+        for episodes, *told in distributed.told_by_all([sorted(self.episodes), *own]):
+            self.episodes.update(episodes)
+            for terms, theirs in zip((self.terms, self.mismatched), told, strict=True):
+                for name, sums in theirs.items():
+                    terms.setdefault(name, Sums()).add_plain(sums)
 
     def to_dict(self) -> dict[str, Any]:
         """Means over valid elements. `spread` is the standard deviation of each action dimension, in the units of the batch;
@@ -104,16 +133,21 @@ class Detail:
         return {"samples": self.samples, "episodes": len(self.episodes), "terms": terms, "dead": self.dead}
 
 
-def exchanged(batch: Batch) -> Batch:
-    """A batch whose samples have the actions of the sample half a batch further: neighbours are of one episode, and nearly the same."""
-    by = max(1, len(batch) // 2)
+def exchanged(batch: Batch, stretch: Stretch) -> Batch:
+    """A stretch of a batch whose samples have the actions of the sample half a batch further: neighbours are of one episode, and nearly the
+    same."""
+    by = max(1, stretch.size // 2)
     assert batch.actions is not None
     assert batch.action_is_pad is not None
+
+    def of_other(rows: Tensor) -> Tensor:
+        return stretch.own(stretch.whole(rows).roll(by, 0))
+
     return replace(
         batch,
-        actions=batch.actions.roll(by, 0),
-        action_is_pad=batch.action_is_pad.roll(by, 0),
-        action_dim_is_pad=batch.action_dim_is_pad | batch.action_dim_is_pad.roll(by, 0),
+        actions=of_other(batch.actions),
+        action_is_pad=of_other(batch.action_is_pad),
+        action_dim_is_pad=batch.action_dim_is_pad | of_other(batch.action_dim_is_pad),
     )
 
 

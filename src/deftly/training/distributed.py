@@ -6,6 +6,7 @@ environment. How an objective is spread over them is in `parallel.py`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -61,13 +62,23 @@ def most_over_ranks(value: int) -> int:
     return int(number)
 
 
-def as_on_main(value: float) -> float:
-    """The number that rank 0 has: what all ranks compute in the same way may differ in its last bit where their devices do."""
+def highest_over_ranks(values: Tensor) -> Tensor:
+    """The largest of each number of a tensor over all ranks, on each of them."""
+    if active():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
+def told_by_all(value: Any) -> list[Any]:
+    """Plain data (JSON) of every rank, in the order of the ranks, on each of them: what is made of it is the same everywhere."""
     if not active():
-        return value
-    number = torch.tensor(value, dtype=torch.float64)
-    dist.broadcast(number, 0)
-    return float(number)
+        return [value]
+    own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    padded = torch.full((most_over_ranks(len(own)),), ord(" "), dtype=torch.uint8)
+    padded[: len(own)] = own
+    texts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(texts, padded)
+    return [json.loads(text.numpy().tobytes()) for text in texts]
 
 
 # -- joining and leaving -------------------------------------------------------------------------------------------------------------

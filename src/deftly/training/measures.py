@@ -18,6 +18,8 @@ from torch import Tensor
 
 from deftly import randomness
 from deftly.config import Config
+from deftly.training import distributed
+from deftly.training.stretch import Stretch
 from deftly.types import Batch, Clock, Mean, Objective, Policy, Tokens
 
 MOST_SENTENCES = 64  # that are remembered to tell to others
@@ -44,11 +46,12 @@ class Measures:
         self.batches = 0
         self.sentences: Int64[Tensor, "n w"] | None = None
 
-    def __call__(self, batch: Batch, clock: Clock) -> dict[str, Mean]:
-        """The means over this batch; none where it is left out, or where the objective's policy cannot be asked."""
+    def __call__(self, batch: Batch, clock: Clock, stretch: Stretch) -> dict[str, Mean]:
+        """The means over this batch, which is the `stretch` of a larger one where there are several ranks; none where it is left out, or
+        where the objective's policy cannot be asked."""
         if not isinstance(self.policy, Policy) or batch.actions is None:
             return {}
-        self._remember(batch.text)
+        self._remember(stretch.whole(rows(batch.text)))
         self.batches += 1
         if (self.batches - 1) % self.config.every_batch or not (self.listens or self.config.action_tolerance):
             return {}
@@ -60,14 +63,13 @@ class Measures:
         if self.listens:
             told, is_other = self._told_another(batch)
             heard = valid * is_other[:, None, None]
-            if bool(heard.any()):
+            if distributed.any_rank(bool(heard.any())):  # all do what any must do
                 rise = self.policy.loss(self.policy.encode(told), told, clock) - self.policy.loss(features, batch, clock)
                 found["language_alignment"] = mean(rise, heard)
         return found
 
-    def _remember(self, text: Tokens) -> None:
+    def _remember(self, seen: Int64[Tensor, "b w"]) -> None:
         """Different sentences of this pass, as rows of ids and padding."""
-        seen = rows(text)
         if self.sentences is not None and self.sentences.shape[1] == seen.shape[1]:
             seen = torch.cat([self.sentences, seen])
         self.sentences = torch.unique(seen, dim=0)[:MOST_SENTENCES]

@@ -39,7 +39,7 @@ from deftly.training.step import check_batch
 from deftly.training.stopping import EarlyStop
 from deftly.training.update import Taken, Tensors, Update
 from deftly.training.validation import validate
-from deftly.types import Batch, Clock, DataError, Objective, Stream, UsageError
+from deftly.types import Batch, Clock, DataError, Objective, Samples, Stream, UsageError
 
 RUN_FILE, CHECKPOINTS, LOCK = "run.json", "checkpoints", ".lock"
 
@@ -47,9 +47,10 @@ RUN_FILE, CHECKPOINTS, LOCK = "run.json", "checkpoints", ".lock"
 class Trainer:
     """Trains an objective on a stream, in a run directory of its own, and survives being killed at any moment.
 
-    `validation` gives a fresh pass over the held-out batches each time. `write_policy(directory, state)` writes a `policy/` from the
-    policy's state dict. `words` is the policy's vocabulary in the order of its ids. `run_json`, `dataset_hash` and `contract` are what the
-    run is: resume refuses others, naming what differs. The stream belongs to the caller, who closes it.
+    `validation` gives a fresh pass over the held-out batches each time: all of them on every rank, which measures its stretch of each.
+    `write_policy(directory, state)` writes a `policy/` from the policy's state dict. `words` is the policy's vocabulary in the order of its
+    ids. `run_json`, `dataset_hash` and `contract` are what the run is: resume refuses others, naming what differs. The stream is the
+    caller's, who closes it.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Trainer:
         run_json: dict[str, Any],
         dataset_hash: str,
         contract: Contract | None = None,
-        validation: Callable[[], Iterator[Batch]] | None = None,
+        validation: Callable[[], Iterator[Samples]] | None = None,
         words: Sequence[str] | None = None,
         title: str = "train",
     ) -> None:
@@ -263,7 +264,6 @@ class Trainer:
             detail, measures = Detail(), Measures(self.config.measures, self.objective)
             with self.update.parallel.whole():
                 loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device, detail, measures)
-        loss = distributed.as_on_main(loss)
         is_best = math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
         if is_best:
             self.best = {"step": self.step, "loss": loss}

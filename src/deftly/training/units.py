@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from deftly.training import distributed
+
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Softplus,
 )  # fmt: skip
@@ -35,6 +37,23 @@ class Units:
                 self.ranges[name] = low, high
 
         return hook
+
+    def combine(self) -> None:
+        """The ranges over what all ranks have seen."""
+        if not distributed.active():
+            return
+        sizes: dict[str, int] = {}
+        for told in distributed.told_by_all({name: low.numel() for name, (low, _) in self.ranges.items()}):
+            sizes.update(told)
+        if not sizes:
+            return
+        own = {name: torch.stack([-low, high]).double().cpu() for name, (low, high) in self.ranges.items()}
+        nothing = -torch.inf
+        edges = [own.get(name, torch.full((2, size), nothing, dtype=torch.float64)) for name, size in sorted(sizes.items())]
+        highest = distributed.highest_over_ranks(torch.cat(edges, dim=1)).split([sizes[name] for name in sorted(sizes)], dim=1)
+        for name, (low, high) in zip(sorted(sizes), highest, strict=True):
+            kind = self.ranges[name][0].dtype if name in self.ranges else torch.float32
+            self.ranges[name] = -low.to(kind), high.to(kind)
 
     def dead(self) -> dict[str, float]:
         """Module -> share of its units that do not vary; modules without any are left out."""

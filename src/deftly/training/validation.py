@@ -1,4 +1,7 @@
-"""The loss on held-out episodes: the masked mean over all of them, from fixed keys, without a trace in the training state."""
+"""The loss on held-out episodes: the masked mean over all of them, from fixed keys, without a trace in the training state.
+
+Of several ranks each measures a stretch of every batch (`stretch.py`); sums and counts of all are added at the end.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
+from deftly.training import distributed
 from deftly.training.detail import Detail
 from deftly.training.measures import Measures
+from deftly.training.stretch import Stretch
 from deftly.training.units import watching_units
-from deftly.types import Batch, Clock, DataError, Mean, Objective
+from deftly.types import Clock, DataError, Mean, Objective, Samples
 
 
 @contextmanager
@@ -29,7 +34,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def validate(
     objective: Objective,
-    batches: Iterable[Batch],
+    batches: Iterable[Samples],
     total: int,
     precision: AbstractContextManager[object],
     device: torch.device,
@@ -47,25 +52,38 @@ def validate(
     weights: dict[str, float] = {}
     measured: dict[str, Mean] = {}
     with evaluating(objective), precision, watching_units(objective) as units:
-        for batch in batches:
-            batch = batch.to(device)
+        for samples in batches:
+            stretch = Stretch.of(samples)
+            batch = stretch.take(samples).to(device)
             counts = objective.counts(batch)
             terms = objective(batch, clock, counts)
             if detail is not None:
-                detail.add(batch, terms)
-                detail.mismatch(objective, batch, clock)
+                detail.add(batch, terms, stretch)
+                detail.mismatch(objective, batch, clock, stretch)
             for name, term in terms.items():
                 # A term without a count of its own is a plain mean over samples.
-                count = float(counts[name]) if name in counts else float(len(batch))
+                count = float(counts[name]) if name in counts else float(stretch.count)
                 if count:
                     means[name] = means.get(name, Mean(0.0, 0.0)) + Mean(float(term.value) * count, count)
                 weights[name] = term.weight
-            for name, mean in measures(batch, clock).items() if measures is not None else ():
+            for name, mean in measures(batch, clock, stretch).items() if measures is not None else ():
                 measured[name] = measured.get(name, Mean(0.0, 0.0)) + mean
+        units.combine()
+    means, measured = over_ranks(means), over_ranks(measured)
     if not means:
         raise DataError("validation: no held-out sample has a valid element; give a larger validation_fraction, or set it to 0")
     if detail is not None:
+        detail.combine()
         detail.dead = units.dead()
     values = {name: mean.value for name, mean in means.items()}
     loss = sum(weights[name] * value for name, value in values.items() if weights[name])
     return loss, {**{name: mean.value for name, mean in measured.items() if mean.count}, **values}
+
+
+def over_ranks(means: dict[str, Mean]) -> dict[str, Mean]:
+    """The means over what all ranks have measured: the same bits on each of them."""
+    found: dict[str, Mean] = {}
+    for told in distributed.told_by_all(means):
+        for name, (total, count) in told.items():
+            found[name] = found.get(name, Mean(0.0, 0.0)) + Mean(total, count)
+    return found
