@@ -10,9 +10,10 @@ from deftly.types import Batch, Tokens
 
 CAMERAS = ("head", "wrist")
 VOCABULARY, TEXT_LENGTH, STATE, ACTION, SIZE = 20, 8, 5, 3, 32
+WINDOW = Window(frames=2, chunk=6, past_actions=True)
 
 
-def random_batch(size: int = 4, window: Window = Window(frames=2, chunk=6, past_actions=True), seed: int = 0) -> Batch:
+def random_batch(size: int = 4, window: Window = WINDOW, seed: int = 0) -> Batch:
     """Everything valid, nothing padded; tests switch masks on."""
     draw = torch.Generator().manual_seed(seed)
     frames, chunk = window.frames, window.chunk
@@ -32,6 +33,39 @@ def random_batch(size: int = 4, window: Window = Window(frames=2, chunk=6, past_
         **{name: torch.zeros(size, dtype=torch.int64) for name in ("embodiment", "task", "episode", "frame", "domain")},
         weight=torch.ones(size),
     )
+
+
+def changed_where_masked(what: str) -> tuple[Batch, Batch]:
+    """A batch with something masked, and the same with other values behind the mask."""
+    batch = random_batch()
+    changed = batch.map(torch.clone)
+    assert changed.actions is not None
+    if what == "observation":
+        batch.observation_is_pad[:, 0] = changed.observation_is_pad[:, 0] = True
+        changed.images["head"][:, 0] = 255
+        changed.state[:, 0] = 9.0
+        changed.past_actions[:, 0] = 9.0
+    elif what == "past_action":
+        batch.past_action_is_pad[:, 1] = changed.past_action_is_pad[:, 1] = True
+        changed.past_actions[:, 1] = 9.0
+    elif what == "state_dim":
+        batch.state_dim_is_pad[:, 2] = changed.state_dim_is_pad[:, 2] = True
+        changed.state[:, :, 2] = 9.0
+    elif what == "camera":
+        batch.camera_is_missing["wrist"][1] = changed.camera_is_missing["wrist"][1] = True
+        changed.images["wrist"][1] = 200
+    elif what == "text":
+        batch.text.is_pad[:, 4:] = changed.text.is_pad[:, 4:] = True
+        changed.text.ids[:, 4:] = 7
+    elif what == "action":
+        batch.action_is_pad[1:, 3:] = changed.action_is_pad[1:, 3:] = True
+        changed.actions[1:, 3:] = 9.0
+    else:
+        assert what == "action_dim", what
+        batch.action_dim_is_pad[:, 1] = changed.action_dim_is_pad[:, 1] = True
+        changed.actions[:, :, 1] = 9.0
+        changed.past_actions[:, :, 1] = 9.0
+    return batch, changed
 
 
 def contract_of(window: Window, cameras: tuple[str, ...] = CAMERAS, state_dim: int = STATE) -> Contract:

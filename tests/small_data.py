@@ -14,11 +14,13 @@ from deftly.contract import Camera, Contract, Embodiment, Vector, Window, finger
 from deftly.data.columns import Columns
 from deftly.data.encoding import ObservationEncoder
 from deftly.data.measure import Part, measure
+from deftly.data.prepared import TrainingData
 from deftly.data.store import FrameStore
 from deftly.data.stored import Frames
 from deftly.data.tokenizer import TextTokenizer
 from deftly.data.windows import Windows
 from deftly.data.writer import DatasetWriter, EpisodeData
+from deftly.types import Observation
 
 TASKS = ("pick up the red cup", "Lift the blue ball!", "grab the green box")
 
@@ -104,6 +106,19 @@ def write_dataset(
             )
         writer.finish()
     return root
+
+
+def recorded(data: TrainingData, episode: int) -> tuple[list[Observation], list[np.ndarray]]:
+    """An episode of the dataset as a robot would have shown it, and the actions that were commanded."""
+    dataset = data.dataset
+    rows = slice(*(int(at) for at in dataset.episode_start[episode : episode + 2]))
+    frames = {camera: dataset.frames(episode, camera) for camera in dataset.cameras}
+    sentence = dataset.tasks[int(dataset.task_of_frame[rows][0])]
+    observations = [
+        Observation(images={camera: frames[camera][i] for camera in frames}, state=state, instruction=sentence)
+        for i, state in enumerate(dataset.state[rows])
+    ]
+    return observations, list(dataset.action[rows])
 
 
 def random_images(size: int, frames: int, side: int, seed: int = 0) -> torch.Tensor:

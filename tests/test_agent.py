@@ -18,7 +18,7 @@ from deftly.data.source import DataConfig
 from deftly.models.heads import FlowMatchingConfig
 from deftly.models.policy import PolicyConfig
 from deftly.types import Batch, Clock, DataError, Features, Observation, Policy, UsageError
-from small_data import robot, write_dataset
+from small_data import recorded, robot, write_dataset
 
 WINDOW = Window(frames=3, chunk=4, past_actions=True)
 CONFIG = PolicyConfig(width=16, depth=1, head=FlowMatchingConfig(width=8, blocks=1, euler_steps=2))
@@ -47,19 +47,6 @@ def saved(data, tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "policy"))
-
-
-def recorded(data: TrainingData, episode: int) -> tuple[list[Observation], list[np.ndarray]]:
-    """An episode of the dataset as a robot would have shown it, and the actions that were commanded."""
-    dataset = data.dataset
-    rows = slice(*(int(at) for at in dataset.episode_start[episode : episode + 2]))
-    frames = {camera: dataset.frames(episode, camera) for camera in dataset.cameras}
-    sentence = dataset.tasks[int(dataset.task_of_frame[rows][0])]
-    observations = [
-        Observation(images={camera: frames[camera][i] for camera in frames}, state=state, instruction=sentence)
-        for i, state in enumerate(dataset.state[rows])
-    ]
-    return observations, list(dataset.action[rows])
 
 
 INPUTS = (

@@ -14,9 +14,9 @@ from deftly.data.prepared import TrainingData
 from deftly.data.source import DataConfig
 from deftly.evaluation.offline import predictors
 from deftly.models.policy import PolicyConfig
-from deftly.types import DataError, Observation
+from deftly.types import DataError
 from guards import guards
-from small_data import write_dataset
+from small_data import recorded, write_dataset
 
 WINDOW = Window(frames=3, chunk=4, past_actions=True)
 CONFIG = PolicyConfig(width=16, depth=1)
@@ -38,18 +38,6 @@ def saved(data, tmp_path) -> Path:
     policy = CONFIG.build(data.contract, data.tokenizer.size)
     save_policy(folder, data.contract, data.statistics, data.tokenizer, CONFIG, policy.state_dict(), {})
     return folder
-
-
-def recorded(data: TrainingData, episode: int) -> tuple[list[Observation], list[np.ndarray]]:
-    dataset = data.dataset
-    rows = slice(*(int(at) for at in dataset.episode_start[episode : episode + 2]))
-    frames = {camera: dataset.frames(episode, camera) for camera in dataset.cameras}
-    sentence = dataset.tasks[int(dataset.task_of_frame[rows][0])]
-    observations = [
-        Observation(images={camera: frames[camera][i] for camera in frames}, state=state, instruction=sentence)
-        for i, state in enumerate(dataset.state[rows])
-    ]
-    return observations, list(dataset.action[rows])
 
 
 def test_the_agent_shows_the_policy_the_loaders_bits(data, saved):

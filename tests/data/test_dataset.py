@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from damage import edit, edit_info, set_column
 from deftly.data.dataset import Dataset
 from deftly.data.images import decode_image
 from deftly.data.tables import read_table, read_tasks, to_numpy
@@ -35,22 +36,6 @@ def original(tmp_path_factory) -> Path:
 @pytest.fixture
 def root(original, tmp_path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "data"))
-
-
-def edit_info(root: Path, **changes: object) -> None:
-    path = root / "meta/info.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def edit(path: Path, change) -> None:
-    table = pq.read_table(path)
-    pq.write_table(change(table), path)
-
-
-def set_column(table: pa.Table, name: str, values: list, kind: pa.DataType | None = None) -> pa.Table:
-    at = table.schema.get_field_index(name)
-    kind = kind or table.schema.field(name).type
-    return table.set_column(at, pa.field(name, kind), pa.array(values, kind))
 
 
 def test_everything_that_was_written_is_read(original):

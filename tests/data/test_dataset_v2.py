@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from damage import edit_info
 from deftly.data.dataset import Dataset
 from deftly.data.importers.lerobot_v21 import import_lerobot_v21
 from deftly.data.video import decode_all
@@ -29,11 +30,6 @@ def original(tmp_path_factory) -> Path:
 @pytest.fixture
 def source(original, tmp_path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "src"))
-
-
-def edit_info(root: Path, **changes: object) -> None:
-    path = root / "meta/info.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v2.0"])

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from damage import edit_info
 from deftly.data.dataset import Dataset
 from deftly.data.importers.lerobot_v21 import import_lerobot_v21
 from deftly.data.video import decode_all
@@ -68,11 +69,6 @@ def test_clips_off_the_grid_are_encoded_anew_and_reported(source, tmp_path):
     dataset = Dataset.open(tmp_path / "out")
     assert np.abs(dataset.frames(1, "head").astype(int) - frames).mean() < 5
     assert np.array_equal(dataset.frames(2, "head"), np.stack(list(decode_all(source / VIDEO.format(1, 2), 32, 32, 99))))
-
-
-def edit_info(root: Path, **changes) -> None:
-    path = root / "meta/info.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def edit_rows(root: Path, name: str, values: list, number: int = 1) -> None:

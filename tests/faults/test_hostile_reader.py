@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from damage import edit_info
 from deftly.data.dataset import Dataset
 from deftly.types import DataError
 from guards import guards
@@ -113,11 +114,6 @@ def original(tmp_path_factory) -> Path:
 @pytest.fixture
 def root(original, tmp_path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "data"))
-
-
-def edit_info(root: Path, **changes: object) -> None:
-    path = root / "meta/info.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 def read(root: Path, rows: bool) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from batches import ACTION, STATE, VOCABULARY, contract_of, random_batch
+from batches import ACTION, STATE, VOCABULARY, WINDOW, changed_where_masked, contract_of, random_batch
 from deftly.config import read_object
 from deftly.contract import Window
 from deftly.models.act import ACTConfig, ACTPolicy
@@ -24,7 +24,6 @@ SMALL = ACTConfig(
     vision=ResNetConfig(widths=(8, 8, 16), blocks=1), text=TextConfig(dim=16, heads=2), width=16, heads=2, hidden=24, encoder_layers=2
 )
 CLOCK = Clock(3, 10)
-WINDOW = Window(frames=2, chunk=6, past_actions=True)
 
 
 def build(config: ACTConfig = SMALL, window: Window = WINDOW) -> ACTPolicy:
@@ -35,38 +34,6 @@ def build(config: ACTConfig = SMALL, window: Window = WINDOW) -> ACTPolicy:
 def sampled(policy: ACTPolicy, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         return policy.eval().sample(policy.encode(batch), batch.key)
-
-
-def changed_where_masked(what: str) -> tuple[Batch, Batch]:
-    """A batch with something masked, and the same with other values behind the mask."""
-    batch = random_batch(window=WINDOW)
-    changed = batch.map(torch.clone)
-    assert changed.actions is not None
-    if what == "observation":
-        batch.observation_is_pad[:, 0] = changed.observation_is_pad[:, 0] = True
-        changed.images["head"][:, 0] = 255
-        changed.state[:, 0] = 9.0
-        changed.past_actions[:, 0] = 9.0
-    elif what == "past_action":
-        batch.past_action_is_pad[:, 1] = changed.past_action_is_pad[:, 1] = True
-        changed.past_actions[:, 1] = 9.0
-    elif what == "state_dim":
-        batch.state_dim_is_pad[:, 2] = changed.state_dim_is_pad[:, 2] = True
-        changed.state[:, :, 2] = 9.0
-    elif what == "camera":
-        batch.camera_is_missing["wrist"][1] = changed.camera_is_missing["wrist"][1] = True
-        changed.images["wrist"][1] = 200
-    elif what == "text":
-        batch.text.is_pad[:, 4:] = changed.text.is_pad[:, 4:] = True
-        changed.text.ids[:, 4:] = 7
-    elif what == "action":
-        batch.action_is_pad[1:, 3:] = changed.action_is_pad[1:, 3:] = True
-        changed.actions[1:, 3:] = 9.0
-    elif what == "action_dim":
-        batch.action_dim_is_pad[:, 1] = changed.action_dim_is_pad[:, 1] = True
-        changed.actions[:, :, 1] = 9.0
-        changed.past_actions[:, :, 1] = 9.0
-    return batch, changed
 
 
 @pytest.mark.parametrize("what", ["observation", "past_action", "state_dim", "camera", "text", "action", "action_dim"])
@@ -88,7 +55,7 @@ def test_what_is_masked_changes_neither_action_nor_loss_nor_gradient(what: str) 
 
 @pytest.mark.parametrize("what", ["sentence", "head", "wrist", "state", "past_actions"])
 def test_every_input_matters(what: str) -> None:
-    batch = random_batch(window=WINDOW)
+    batch = random_batch()
     changed = batch.map(torch.clone)
     if what == "sentence":
         changed.text.ids[:] = (changed.text.ids + 1) % VOCABULARY
@@ -101,14 +68,14 @@ def test_every_input_matters(what: str) -> None:
 
 
 def test_without_text_no_sentence_is_heard() -> None:
-    policy, batch = build(SMALL.replace(text=None)), random_batch(window=WINDOW)
+    policy, batch = build(SMALL.replace(text=None)), random_batch()
     other = dataclasses.replace(batch, text=Tokens(ids=batch.text.ids + 1, is_pad=batch.text.is_pad))
     assert torch.equal(sampled(policy, batch), sampled(policy, other))
     assert not any("text" in name for name, _ in policy.named_parameters())
 
 
 def test_the_latent_is_drawn_in_training_and_zero_when_acting_or_judged() -> None:
-    policy, batch = build(SMALL.replace(dropout=0.0)), random_batch(window=WINDOW)
+    policy, batch = build(SMALL.replace(dropout=0.0)), random_batch()
     assert torch.equal(policy(batch, CLOCK).actions, policy(batch, CLOCK).actions)
     assert not torch.equal(policy(batch, CLOCK).actions, policy(batch, Clock(4, 10)).actions)
     half = policy(batch.map(lambda tensor: tensor[:2]), CLOCK).actions
@@ -124,7 +91,7 @@ def test_the_latent_is_drawn_in_training_and_zero_when_acting_or_judged() -> Non
 
 def test_the_divergence_is_a_term_with_its_weight_and_count() -> None:
     policy = build(SMALL.replace(kl_weight=3.0, dropout=0.0))
-    objective, batch = ImitationConfig().build(policy), random_batch(window=WINDOW)
+    objective, batch = ImitationConfig().build(policy), random_batch()
     batch = dataclasses.replace(batch, weight=torch.tensor([1.0, 0.5, 2.0, 0.0]))
     term = objective(batch, CLOCK, objective.counts(batch))["kl"]
     mean, log_variance = policy.infer(batch).chunk(2, dim=1)
@@ -200,7 +167,7 @@ def test_a_robot_without_state_is_possible() -> None:
 
 def test_robots_are_told_apart() -> None:
     policy = SMALL.build(contract_of(WINDOW).replace(num_robots=2), VOCABULARY)
-    batch = random_batch(window=WINDOW)
+    batch = random_batch()
     other = dataclasses.replace(batch, embodiment=torch.ones_like(batch.embodiment))
     assert not torch.equal(sampled(policy, batch), sampled(policy, other))
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from batches import ACTION, CAMERAS, SIZE, STATE, VOCABULARY, build_policy, contract_of, random_batch
+from batches import ACTION, CAMERAS, SIZE, STATE, VOCABULARY, build_policy, changed_where_masked, contract_of, random_batch
 from deftly.contract import RelativeActions, Window
 from deftly.models.heads import FlowMatchingConfig, RegressionConfig
 from deftly.models.language import TextConfig
@@ -57,24 +57,9 @@ def test_empty_sentence_is_finite(policy) -> None:
     assert bool(sampled(policy, batch).isfinite().all())
 
 
-@pytest.mark.parametrize("what", ["observation", "past_action", "state_dim", "camera"])
+@pytest.mark.parametrize("what", ["observation", "past_action", "state_dim", "camera", "text"])
 def test_masked_inputs_never_matter(policy, what: str) -> None:
-    batch = random_batch()
-    changed = batch.map(torch.clone)
-    if what == "observation":
-        batch.observation_is_pad[:, 0] = changed.observation_is_pad[:, 0] = True
-        changed.images["head"][:, 0] = 255
-        changed.state[:, 0] = 9.0
-        changed.past_actions[:, 0] = 9.0
-    elif what == "past_action":
-        batch.past_action_is_pad[:, 1] = changed.past_action_is_pad[:, 1] = True
-        changed.past_actions[:, 1] = 9.0
-    elif what == "state_dim":
-        batch.state_dim_is_pad[:, 2] = changed.state_dim_is_pad[:, 2] = True
-        changed.state[:, :, 2] = 9.0
-    else:
-        batch.camera_is_missing["wrist"][:] = changed.camera_is_missing["wrist"][:] = True
-        changed.images["wrist"][:] = 200
+    batch, changed = changed_where_masked(what)
     assert torch.equal(sampled(policy, batch), sampled(policy, changed))
 
 
