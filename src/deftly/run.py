@@ -100,6 +100,8 @@ def train(run: Run, directory: Path, *, resume: bool = False, device: str = "aut
     with distributed.said_once():
         chosen = choose_device(distributed.device_of_rank(device))
     if run.folds is None:
+        if any(directory.glob("fold-*/checkpoints")):  # guard: run.folds.begun
+            raise UsageError(f"{directory}: holds the folds of a cross-validation; choose another directory, or set folds as it began")
         with distributed.process_group(chosen, run.training.rank_timeout_s):
             return _train_one(run, directory, resume=resume, device=chosen, allow_change=allow_change)
     if allow_change:

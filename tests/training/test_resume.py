@@ -239,10 +239,16 @@ def test_another_precision_is_refused_and_other_threads_are_announced(stopped, c
     assert "not bit for bit" in capsys.readouterr().err
 
 
-@guards("training.update.average")
-def test_another_model_is_refused(tmp_path, stopped):
+def test_another_model_is_refused(stopped):
     wider = ToyObjective()
     wider.policy.extra = torch.nn.Linear(2, 2)
     assert "lacks 'policy.extra.bias'" in refusal(stopped, DataError, objective=wider)
-    names = {"name": "toy", "training": config().to_dict()}
-    assert "training.ema_decay" in refusal(stopped, DataError, config=config().replace(ema_decay=None), run_json=names)
+
+
+@guards("training.update.average")
+def test_a_checkpoint_with_half_of_its_weights_is_refused(copied):
+    newest = max((copied / "checkpoints").glob("step-*"))
+    about = storage.read_json(newest / storage.MANIFEST)
+    (newest / "raw.safetensors").unlink()
+    storage.write_manifest(newest, {name: value for name, value in about.items() if name != "files"})
+    assert "lacks weights beside averaged ones" in refusal(copied, DataError)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -62,6 +62,9 @@ class Source(Config):
 
 class DataConfig(Config):
     """Which data, how much of it a sample sees, and how it is prepared."""
+
+    FREE: ClassVar[tuple[str, ...]] = ("workers", "disk_share")
+    """Fields that cannot change a batch: a resumed run may have others."""
 
     path: Path
     """A LeRobotDataset folder: v3.0, v2.1 or v2.0, read where it is."""

@@ -26,7 +26,7 @@ TrackerConfig = Annotated[TensorBoardConfig | WandbConfig, pydantic.Field(discri
 class TrainingConfig(Config):
     """How long, how exact, how fast, and how often to look."""
 
-    FREE: ClassVar[tuple[str, ...]] = ("trackers", "log_every", "checkpoint_every", "keep_last", "count_flops")
+    FREE: ClassVar[tuple[str, ...]] = ("trackers", "log_every", "checkpoint_every", "keep_last", "count_flops", "rank_timeout_s")
     """Fields that cannot change a weight: a resumed run may have others. `validate_every` is none: it decides which checkpoint is best.
     Where a run goes back to one (`rollback.py`), which ones there are does decide."""
 

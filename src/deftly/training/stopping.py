@@ -71,8 +71,12 @@ class EarlyStop:
         return f"stopped early: no better validation {metric} in {self.waited} validations ({best}, smoothed)"
 
     def state(self) -> dict[str, Any]:
-        return {"smoothed": self.smoothed, "best": self.best, "best_step": self.best_step, "waited": self.waited}
+        metric = None if self.config is None else self.config.metric
+        return {"metric": metric, "smoothed": self.smoothed, "best": self.best, "best_step": self.best_step, "waited": self.waited}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; numbers of another metric are left, as those of a run that watched none are."""
+        if self.config is None or state.get("metric", self.config.metric) != self.config.metric:
+            return
         self.smoothed, self.best = state["smoothed"], state["best"]
         self.best_step, self.waited = state["best_step"], state["waited"]

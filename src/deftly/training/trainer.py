@@ -162,7 +162,7 @@ class Trainer:
             self.journal.say(f"resuming at step {self.step} of {self.config.steps}")
         elif start.path is not None and not start.weights:
             snapshot, where = read_whole(start.path, self.checkpoints.piece)
-            self._go_on(snapshot, where, [*allow_change, "training.start"])
+            self._go_on(snapshot, where, allow_change, elsewhere=True)
             if self._is_over():  # guard: training.start.over
                 raise UsageError(f"{where}: is at step {self.step} of {self.config.steps}, nothing is left; raise training.steps")
             self.origin, self.best = origin("continued", where, storage.sha256(where / storage.MANIFEST)), None  # a best of this directory
@@ -191,13 +191,14 @@ class Trainer:
                 f"{self.directory}: holds a run at step {self.checkpoints.steps()[-1]}; pass --resume to go on, or choose another directory"
             )
 
-    def _go_on(self, snapshot: Snapshot, where: Path, allow_change: Sequence[str]) -> None:
+    def _go_on(self, snapshot: Snapshot, where: Path, allow_change: Sequence[str], elsewhere: bool = False) -> None:
         """Everything as it stood in a checkpoint, once it is known to be of this run."""
-        resume.check_allowed(allow_change, self.identity.run)
+        misfit = self.update.misfit(snapshot.objective if snapshot.raw is None else snapshot.raw)
         with resume.reading(where):
-            for note in resume.require_same_run(self.identity, snapshot, where, allow_change):
+            changes = resume.require_same_run(self.identity, snapshot, where, allow_change, misfit=misfit, elsewhere=elsewhere)
+            for note in changes.notes:
                 self.journal.say(note)
-            self._restore(snapshot, where, new_data=resume.DATASET in allow_change)
+            self._restore(snapshot, where, changes)
 
     def _take(self, interrupt: Interrupt) -> Batch:
         """The next batch, on the device."""
@@ -310,20 +311,24 @@ class Trainer:
         }
         return Snapshot(**tensors._asdict(), trainer=copy.deepcopy(state), run=self.identity.run, part=self.update.part())
 
-    def _restore(self, snapshot: Snapshot, where: Path, new_data: bool) -> None:
-        """The inverse of `snapshot`; `new_data` may be of another length, then it begins at its first sample."""
+    def _restore(self, snapshot: Snapshot, where: Path, changes: resume.Changes) -> None:
+        """The inverse of `snapshot`; other data may be of another length, then it begins at its first sample."""
         state = snapshot.trainer
         self.update.load(Tensors(snapshot.objective, snapshot.raw, snapshot.optimizer), state, str(where))
         try:
             self.stream.load_state(state["stream"])
         except DataError as error:
-            if not new_data:
+            if not changes.other_samples:
                 raise
             self.journal.say(f"{error}; it begins at its first sample")
         self.journal.load_state(state)
         self.step, self.samples = state["step"], state["samples"]
-        self.best, self.origin = state["best"], state["origin"]
-        self.early_stop.load_state(state["early_stop"])
+        self.origin = state["origin"]
+        if not changes.other_judge:
+            self.best = state["best"]
+            self.early_stop.load_state(state["early_stop"])
+        elif state["best"] is not None:
+            self.journal.say("what was best so far was judged otherwise: the search for the best begins anew")
         self.rollbacks.load_state(state["rollbacks"])
 
     def plan(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from deftly.training.norms import ModuleNorms, Norms
 from deftly.training.optim import Part, flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
 from deftly.training.parallel import check_comes_apart, place
 from deftly.training.precision import LossScaler, autocast
-from deftly.training.state import check_not_saved, copies, load_strictly, policy_state, saved_tensors
+from deftly.training.state import check_fit, check_not_saved, copies, load_strictly, policy_state, saved_tensors
 from deftly.training.step import clip, total_counts
 from deftly.training.tracking import TimeSplit
 from deftly.training.utilization import Utilization
@@ -291,12 +291,14 @@ class Update:
 
     def load(self, tensors: Tensors, state: dict[str, Any], where: str) -> None:
         """The inverse of `tensors` and `state`; `DataError` names what does not fit, and `where` it comes from."""
-        if (self.ema is not None) != (tensors.raw is not None):  # guard: training.update.average
-            has = "has no averaged weights" if self.ema is not None else "has averaged weights"
-            raise DataError(f"{where}: {has}, unlike this run; check training.ema_decay")
+        had_average = state["ema_updates"] is not None
+        if had_average != (tensors.raw is not None):  # guard: training.update.average
+            raise DataError(f"{where}: {'lacks' if had_average else 'has'} weights beside averaged ones; use an earlier checkpoint")
         load_strictly(self.objective, self.objective.not_saved, tensors.raw if tensors.raw is not None else tensors.objective, where)
-        if self.ema is not None:
+        if self.ema is not None and had_average:
             self.ema.load(tensors.objective, state["ema_updates"], where)
+        elif self.ema is not None:  # `ema_decay` was null when this was saved
+            self.restart_average()
         frozen = {name for name, _ in self.objective.named_parameters()} - set(self.optimizer_names)
         load_optimizer(self.optimizer, self.optimizer_names, tensors.optimizer, frozen)
         self.guard.load_state(state["guard"])
@@ -310,8 +312,16 @@ class Update:
         guard = {**self.guard.state(), "window": state["guard"]["window"], "in_a_row": 0}
         self.load(tensors, {**self.state(), "guard": guard, "ema_updates": state["ema_updates"]}, "the checkpoint to go back to")
 
+    def misfit(self, weights: Mapping[str, Tensor]) -> str | None:
+        """Why these are no weights of this objective; None where they are, by name, shape and type."""
+        try:
+            check_fit(saved_tensors(self.objective, self.objective.not_saved), weights, "its weights")
+        except DataError as error:
+            return str(error).removesuffix("; the weights are of another model")
+        return None
+
     def restart_average(self) -> None:
-        """The weights were given from elsewhere: the average begins with them."""
+        """The weights were given from elsewhere, or had no average: it begins with them."""
         if self.ema is not None:
             self.ema = Ema(self.objective, self.ema.decay, self.objective.not_saved)
 
