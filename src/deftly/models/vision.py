@@ -61,7 +61,7 @@ class FiLMBlock(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, maps: Float[Tensor, "n c h w"], text: Float[Tensor, "n d"]) -> Float[Tensor, "n c h w"]:
-        return maps + self.second(self.film(self.norm(self.first(maps)), text).relu())
+        return self.second(self.film(self.norm(self.first(maps)), text).relu_()).add_(maps)
 
 
 class FiLMCNN(nn.Module):
@@ -80,9 +80,9 @@ class FiLMCNN(nn.Module):
         self.out_dim = 2 * config.keypoints + config.widths[-1]
 
     def forward(self, images: UInt8[Tensor, "n 3 h w"], text: Float[Tensor, "n d"]) -> Float[Tensor, "n out"]:
-        maps = (images.to(text.dtype) * (1 / 127.5) - 1.0).contiguous(memory_format=torch.channels_last)
+        maps = images.to(text.dtype, memory_format=torch.channels_last, copy=True).mul_(1 / 127.5).sub_(1.0)
         for entry, stage in zip(self.entries, self.stages, strict=True):
-            maps = entry(maps).relu()
+            maps = entry(maps).relu_()
             for block in stage:  # type: ignore[union-attr]
                 maps = block(maps, text)
         return torch.cat([self.keypoints(maps), maps.relu().mean((2, 3))], dim=1)
