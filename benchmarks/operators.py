@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from deftly.recipes import RECIPES
 from deftly.run import Run, build_policy
 from deftly.training.flops import counted, reachable
+from deftly.training.precision import DTYPES
 from deftly.training.tracking import TimeSplit
 from deftly.training.update import Update
 from deftly.types import Batch, Clock
@@ -53,19 +54,20 @@ def prepare(run: Run, work: Path, count: int) -> tuple[Update, list[Batch]]:
     batches = [data.train.next() for _ in range(count)]
     objective = run.objective.build(build_policy(run, data)).train()
     data.close()
-    training = run.training.resolve(CPU).replace(count_flops=False)
-    return Update(objective, training, CPU, 0, TimeSplit(), print), batches
+    return Update(objective, run.training.replace(count_flops=False), CPU, 0, TimeSplit(), print), batches
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=("act", "demo", "imitate"), default="demo")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--top", type=int, default=10, help="operators to name")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     run = RECIPES[options.recipe](False)
+    run = run.replace(training=run.training.replace(precision=options.precision).resolve(CPU))
     with tempfile.TemporaryDirectory(prefix="deftly-bench-") as work:
         update, batches = prepare(run, Path(work), 4)
 
@@ -80,9 +82,10 @@ def main() -> None:
     with profile(activities=[ProfilerActivity.CPU]) as found:
         profiled = steps(3 + options.steps, options.steps)
     flops = counted(lambda: update(batches[0], Clock(3 + 2 * options.steps, 10_000)))
-    peak = reachable(CPU, torch.float32)
+    peak = reachable(CPU, DTYPES.get(run.training.precision, torch.float32))
     assert peak is not None
-    print(f"{options.recipe}: {alone * 1e3:.1f} ms of CPU time a step of {len(batches[0])} on {options.threads} thread(s)")
+    where = f"{run.training.precision} on {options.threads} thread(s)"
+    print(f"{options.recipe}: {alone * 1e3:.1f} ms of CPU time a step of {len(batches[0])} in {where}")
     floor = flops / peak * options.threads
     print(f"{flops / 1e9:.2f} GFLOP take {floor * 1e3:.1f} ms at {peak / 1e9:.0f} GFLOP/s; under the profiler {profiled * 1e3:.1f} ms")
     show(
