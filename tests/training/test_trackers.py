@@ -315,6 +315,7 @@ FREE = {
     "checkpoint_every": 2,
     "keep_last": 3,
     "count_flops": False,
+    "rank_timeout_s": 5.0,
 }
 
 

@@ -4,7 +4,7 @@
 {"kind": "start", "time": …, "step": 0, "command": […], "versions": {…}, "git": {…}, "machine": {…}, "dataset_hash": …, "contract_hash": …}
 {"kind": "end", "time": …, "step": 300, "how": "finished", "why": null}
 ```
-A session without an end was killed. The config is in `run.json`. No environment variables, and no values of flags that sound secret.
+A session without an end was killed. The config is in `run.json`. No environment variables, and no secrets (`secrets.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,9 +27,9 @@ import torch
 from deftly import __version__, storage
 from deftly.contract import fingerprint
 from deftly.training.resume import Identity
+from deftly.training.secrets import without_known, without_secrets
 
 SESSIONS = "sessions.jsonl"
-SECRET = re.compile(r"(?i)(key|token|secret|password|passwd|credential)")
 GIT_S = 5.0
 
 
@@ -44,7 +44,7 @@ def recorded(directory: Path, identity: Identity, step: Callable[[], int], say: 
         yield
     except BaseException as error:
         how = "failed" if isinstance(error, Exception) else "stopped"
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        why = without_known(f"{type(error).__name__}: {' '.join(str(error).split())}")[:500]
         raise
     finally:
         try:
@@ -69,21 +69,6 @@ def describe(identity: Identity) -> dict[str, Any]:
         "dataset_hash": identity.dataset_hash,
         "contract_hash": fingerprint(contract) if contract is not None else None,
     }
-
-
-def without_secrets(command: Sequence[str]) -> list[str]:
-    """The words of a command line, with `***` for the values of flags such as --api-key, and for the user part of web addresses."""
-    words, hide = [], False
-    for word in command:
-        name, equals, _ = word.partition("=")
-        is_flag = name.startswith("-")
-        if hide and not is_flag:
-            word = "***"
-        elif equals and SECRET.search(name):  # `--token=...`, or `API_TOKEN=...` before a command
-            word = f"{name}=***"
-        hide = is_flag and not equals and bool(SECRET.search(name))
-        words.append(re.sub(r"://[^/@\s]+@", "://***@", word))
-    return words
 
 
 def versions() -> dict[str, str | None]:

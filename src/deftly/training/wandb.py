@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from deftly import storage
 from deftly.config import Config
+from deftly.training.secrets import publishable
 from deftly.training.trackers import Tracker, scalars
 from deftly.types import UsageError
 
@@ -65,7 +66,7 @@ class Wandb(Tracker):
             dir=str(self.directory),
             mode="online" if self.online else "offline",
             resume="allow" if self.online else None,
-            config=self.run_json,
+            config=publishable(self.run_json),
             settings=quiet,
         )
         self.first = self.run.step  # 0, or one more than the last step that the server has
