@@ -99,6 +99,7 @@ def train(run: Run, directory: Path, *, resume: bool = False, device: str = "aut
     """
     with distributed.said_once():
         chosen = choose_device(distributed.device_of_rank(device))
+        check_shares(run, distributed.launched())
     if run.folds is None:
         if any(directory.glob("fold-*/checkpoints")):  # guard: run.folds.begun
             raise UsageError(f"{directory}: holds the folds of a cross-validation; choose another directory, or set folds as it began")
@@ -110,6 +111,27 @@ def train(run: Run, directory: Path, *, resume: bool = False, device: str = "aut
         if distributed.launched() > 1:  # guard: run.folds.ranks
             raise UsageError("folds are trained one after the other by a single process: start one, or leave folds out")
     return _train_folds(run, run.folds, directory, resume=resume, device=chosen)
+
+
+def check_shares(run: Run, ranks: int) -> None:
+    """The batch must divide into the shares of `ranks` processes, and each share into micro-batches. Raises `UsageError`."""
+    size, cut = run.data.batch_size, run.training.accumulation
+    if size % ranks:  # guard: run.shares.ranks
+        raise UsageError(f"data.batch_size {size} does not divide into {ranks} processes: take {nearest(size, ranks)}")
+    share = size // ranks
+    if cut != "auto" and share % cut:  # guard: run.shares.accumulation
+        cuts = [count for count in range(1, share + 1) if share % count == 0]
+        below, above = max(count for count in cuts if count < cut), [count for count in cuts if count > cut][:1]
+        raise UsageError(
+            f"data.batch_size {size} gives each of {ranks} processes {share} samples, which do not divide into training.accumulation "
+            f"{cut}: take accumulation {' or '.join(map(str, [below, *above]))}, or batch_size {nearest(size, ranks * cut)}"
+        )
+
+
+def nearest(number: int, unit: int) -> str:
+    """The multiples of `unit` below and above a number that is none."""
+    below = number // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"
 
 
 def _train_one(

@@ -10,7 +10,7 @@ import torch
 
 from deftly import storage
 from deftly.recipes import RECIPES
-from deftly.run import train
+from deftly.run import check_shares, train
 from deftly.training import distributed
 from deftly.training.checkpoint import Checkpoints
 from deftly.training.groups import Group
@@ -105,6 +105,27 @@ def test_what_several_processes_cannot_do_is_refused_before_they_meet(monkeypatc
     with pytest.raises(SystemExit) as silent:
         train(run.replace(folds=2), tmp_path / "run", device="cpu")
     assert silent.value.code == 2
+
+
+@guards("run.shares.ranks", "run.shares.accumulation")
+@pytest.mark.parametrize(
+    ("ranks", "size", "cut", "message"),
+    [
+        (2, 9, 1, "data.batch_size 9 does not divide into 2 processes: take 8 or 10"),
+        (4, 3, 1, "data.batch_size 3 does not divide into 4 processes: take 4"),
+        (2, 12, 4, "2 processes 6 samples, .* training.accumulation 4: take accumulation 3 or 6, or batch_size 8 or 16"),
+        (4, 8, 8, "each of 4 processes 2 samples, which do not divide into training.accumulation 8: take accumulation 2, or batch_size 32"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_before_processes_meet(monkeypatch, tmp_path, ranks, size, cut, message):
+    for name, given in {"RANK": "0", "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, given)
+    run = RECIPES["imitate"](True)
+    run = run.replace(data=run.data.replace(batch_size=size), training=run.training.replace(accumulation=cut))
+    with pytest.raises(UsageError, match=message):
+        train(run, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+    check_shares(run.replace(data=run.data.replace(batch_size=ranks * cut), training=run.training), ranks)
 
 
 def test_a_signal_that_comes_twice_by_way_of_the_launcher_counts_once(monkeypatch):

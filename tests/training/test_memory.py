@@ -87,6 +87,17 @@ def test_a_named_change_of_accumulation_wins_over_what_was_found(tmp_path):
     assert changed.update.accumulation == 8
 
 
+def test_another_number_of_ranks_finds_anew_what_fits(tmp_path):
+    config = small_config(checkpoint_every=5, validate_every=None, steps=10, accumulation="auto")
+    trainer = make_trainer(tmp_path, objective=hungry(ToyObjective, 4), config=config)
+    trainer.fit()
+    state = trainer.snapshot().trainer
+    for ranks, found in ((1, 2), (2, None)):
+        fresh = make_trainer(tmp_path / str(ranks), config=config).update
+        fresh.load(trainer.update.tensors(10), {**state, "environment": {**state["environment"], "ranks": ranks}}, "here")
+        assert fresh.accumulation == found
+
+
 @pytest.mark.parametrize("accumulation", [1, "auto"])
 def test_what_cannot_be_cut_is_named(tmp_path, accumulation):
     class Whole(ToyObjective):

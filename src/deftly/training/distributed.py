@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from deftly.training import joining
 from deftly.training.guard import TrainingError
 from deftly.types import UsageError
 
@@ -137,7 +138,8 @@ def device_of_rank(name: str) -> str:
 def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
     """Join the ranks that were launched with this one, and leave them at the end, errors included. Alone it does nothing.
 
-    Whoever waits longer than `timeout_s` for the others gives up: no rank outlives another one for longer.
+    Whoever waits longer than `timeout_s` for the others gives up: no rank outlives another one for longer. Raises `UsageError` and
+    `TrainingError` where they do not meet (`joining.py`).
     """
     if launched() == 1 or (dist.is_available() and dist.is_initialized()):
         yield
@@ -148,7 +150,10 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with stopping_with_the_others(True):
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), device_id=device if device.type == "cuda" else None)
+        store = joining.meeting_place(timeout_s)
+        at = {} if store is None else {"store": store, "rank": int(os.environ["RANK"]), "world_size": launched()}
+        patience = timedelta(seconds=timeout_s)
+        dist.init_process_group(backend, timeout=patience, device_id=device if device.type == "cuda" else None, **at)
     try:
         yield
     finally:

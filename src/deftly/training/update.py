@@ -304,7 +304,9 @@ class Update:
         self.guard.load_state(state["guard"])
         if self.scaler is not None and state["scaler"] is not None:  # another precision may be asked for by name when a run goes on
             self.scaler.load_state(state["scaler"])
-        if state["accumulation"]["configured"] == self.config.accumulation:
+        # What fitted, or did not, was the share of as many ranks.
+        is_same_share = state.get("environment", {}).get("ranks", distributed.world_size()) == distributed.world_size()
+        if is_same_share and state["accumulation"]["configured"] == self.config.accumulation:
             self.accumulation = state["accumulation"]["used"]
 
     def go_back(self, tensors: Tensors, state: dict[str, Any]) -> None:
