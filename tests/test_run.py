@@ -18,9 +18,10 @@ from deftly.contract import Mirror
 from deftly.data.augment import OFF
 from deftly.models.act import ACTConfig
 from deftly.recipes import RECIPES
-from deftly.run import Run, build_policy, choose_device, offline, print_plan, train, write_policy
+from deftly.run import Run, build_policy, build_trainer, choose_device, offline, print_plan, train, write_policy
 from deftly.training import distributed
-from deftly.types import DataError, UsageError
+from deftly.training.runs import look
+from deftly.types import Batch, DataError, UsageError
 from guards import guards
 from small_data import robot, write_dataset
 
@@ -223,3 +224,44 @@ def test_a_run_that_diverges_has_a_summary(data: Path, tmp_path: Path) -> None:
     training = run.training.replace(steps=2, optimizer=run.training.optimizer.replace(learning_rate=1e30))
     train(run.replace(training=training), tmp_path / "run", device="cpu")
     assert storage.read_json(tmp_path / "run" / "summary.json")["validation_loss"] is None
+
+
+@guards("training.begin.past")
+def test_a_run_that_is_refused_leaves_the_directory_as_it_was(data: Path, tmp_path: Path) -> None:
+    run = small_run(data)
+    train(run, tmp_path / "run", device="cpu")
+
+    def files() -> dict[str, tuple[bytes, int]]:
+        found = {str(path): path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"}
+        return {name: (path.read_bytes(), path.stat().st_mtime_ns) for name, path in found.items()}
+
+    before = files()
+    for other, resume, changed, error in (
+        (run, False, (), "holds a run"),
+        (run.replace(seed=5), True, (), "seed"),
+        (run.replace(training=run.training.replace(steps=STEPS - 1)), True, ("training.steps",), f"is at step {STEPS}, past {STEPS - 1}"),
+    ):
+        with pytest.raises(UsageError, match=error):
+            train(other, tmp_path / "run", resume=resume, device="cpu", allow_change=changed)
+        assert files() == before, error
+
+
+def test_what_the_last_session_came_to_holds_no_more_when_a_run_goes_on(data: Path, tmp_path: Path) -> None:
+    run = small_run(data)
+    train(run, tmp_path / "run", device="cpu")
+    assert look(tmp_path / "run")["state"] == "finished"
+    storage.write_json(tmp_path / "run" / "failure.json", {})
+    longer = run.replace(training=run.training.replace(steps=STEPS + 1, precision="fp32"))
+    prepared = longer.data.build(seed=0, device="cpu", executed_steps=longer.executed_steps)
+    trainer = build_trainer(longer, prepared, tmp_path / "run", torch.device("cpu"))
+
+    def killed() -> Batch:
+        raise KeyboardInterrupt
+
+    trainer.stream.next = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(resume=True, allow_change=("training.steps",))
+    prepared.close()
+    assert not [name for name in ("summary.json", "offline.json", "failure.json") if (tmp_path / "run" / name).exists()]
+    row = look(tmp_path / "run")
+    assert (row["state"], row["offline"]) == ("stopped", None)

@@ -38,11 +38,12 @@ from deftly.randomness import seed_global
 from deftly.sim.tabletop import TabletopConfig
 from deftly.training import distributed
 from deftly.training.config import TrainingConfig
+from deftly.training.rollback import FAILURE_FILE
 from deftly.training.tracking import plain
 from deftly.training.trainer import Trainer
 from deftly.types import DataError, Objective, Policy, UsageError
 
-RUN_FILE, DATA_FILE, OFFLINE_FILE, FOLDS_FILE = "run.json", "data.json", "offline.json", "folds.json"
+RUN_FILE, DATA_FILE, SUMMARY_FILE, OFFLINE_FILE, FOLDS_FILE = "run.json", "data.json", "summary.json", "offline.json", "folds.json"
 
 
 class Run(Config):
@@ -146,12 +147,10 @@ def _train_one(
             trainer = build_trainer(run, data, directory, device)
             if trainer.is_main:
                 print_plan(run, data, trainer.plan(), directory)
-                quarantine.write(directory / quarantine.QUARANTINE_FILE, data.findings)
         summary = trainer.fit(resume=resume, allow_change=allow_change)
         if not trainer.is_main:
             return summary
-        storage.write_json(directory / DATA_FILE, data.summary())
-        storage.write_json(directory / "summary.json", plain(summary))
+        storage.write_json(directory / SUMMARY_FILE, plain(summary))
         if data.validation is not None:
             summary = {**summary, "offline": offline(directory, data, device)}
         return summary
@@ -182,8 +181,17 @@ def build_trainer(run: Run, data: TrainingData, directory: Path, device: torch.d
         contract=data.contract,
         validation=data.held_out if data.validation is not None else None,
         words=(PAD, UNKNOWN, *data.tokenizer.words),
+        began=lambda: record_data(data, directory),
         title=run.name,
     )
+
+
+def record_data(data: TrainingData, directory: Path) -> None:
+    """What a run trains on, written as it begins or goes on; what its last session came to holds no more."""
+    for name in (SUMMARY_FILE, OFFLINE_FILE, FAILURE_FILE):
+        (directory / name).unlink(missing_ok=True)
+    quarantine.write(directory / quarantine.QUARANTINE_FILE, data.findings)
+    storage.write_json(directory / DATA_FILE, data.summary())
 
 
 def check_depth(depth: Sequence[str], objective: Objective) -> None:

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deftly.training.config import TrainingConfig
+from deftly.training.groups import Group
 from deftly.training.schedule import ConstantConfig, WarmRestartsConfig, WarmupCosineConfig, WSDConfig
+from guards import guards
 
 
 @pytest.mark.parametrize(("total", "warmup", "floor"), [(100, 0.1, 0.05), (7, 0.0, 0.0), (10, 0.5, 1.0), (1, 0.0, 0.1), (2, 0.9, 0.1)])
@@ -86,3 +88,19 @@ def test_a_schedule_is_read_back_as_what_it_was():
     for schedule in SCHEDULES:
         config = TrainingConfig(schedule=schedule)
         assert TrainingConfig.parse(config.to_dict(), where="test") == config
+
+
+@guards("training.schedule.cycles")
+def test_more_cycles_than_fit_are_refused():
+    for cycles, growth, fits in ((5, 1.0, True), (6, 1.0, False), (2, 4.0, True), (2, 10.0, False), (100, 10.0, False)):
+        schedule = WarmRestartsConfig(warmup_fraction=0.0, cycles=cycles, growth=growth)
+        if fits:
+            factors = [schedule.factor(step, 10) for step in range(10)]
+            assert TrainingConfig(steps=10, schedule=schedule).schedule == schedule
+            assert factors[-1] == pytest.approx(schedule.floor_fraction)
+            assert factors.count(1.0) == cycles
+            continue
+        with pytest.raises(ValueError, match=f"{cycles} cycles in 10 steps"):
+            TrainingConfig(steps=10, schedule=schedule)
+    with pytest.raises(ValueError, match="4 cycles in 5 steps"):
+        TrainingConfig(steps=10, groups=(Group(parameters=".*", start_fraction=0.5, schedule=WarmRestartsConfig()),))

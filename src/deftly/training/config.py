@@ -109,6 +109,14 @@ class TrainingConfig(Config):
         return self
 
     @pydantic.model_validator(mode="after")
+    def check_schedules(self) -> TrainingConfig:
+        self.schedule.check(self.steps)
+        for group in self.groups:
+            if isinstance(group.schedule, Config):
+                group.schedule.check(self.steps - group.start(self.steps))
+        return self
+
+    @pydantic.model_validator(mode="after")
     def check_effect(self) -> TrainingConfig:
         """A setting without effect is a mistake."""
         if self.memory_share != MEMORY_SHARE and self.accumulation != "auto":  # guard: training.memory_share.effect

@@ -7,6 +7,7 @@ the end, from the peak (1) down to a floor that the last step reaches.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from typing import Annotated, Literal
@@ -26,6 +27,9 @@ class _Schedule(Config, ABC):
         if step < warmup:
             return (step + 1) / (warmup + 1)
         return self.shape(step - warmup, total - warmup)
+
+    def check(self, total: int) -> None:
+        """Raises ValueError where `total` steps are too few for it."""
 
     @abstractmethod
     def shape(self, step: int, total: int) -> float:
@@ -75,16 +79,29 @@ class WarmRestartsConfig(_Schedule):
     """Half a cosine down to the floor, several times over, each from the peak (Loshchilov & Hutter, "SGDR", 2017)."""
 
     kind: Literal["warm_restarts"] = "warm_restarts"
-    cycles: int = pydantic.Field(default=4, ge=1)
+    cycles: int = pydantic.Field(default=4, ge=1, le=100)
     """How many times it falls; the last fall ends with the last step."""
     growth: float = pydantic.Field(default=1.0, ge=1, le=10)
     """How much longer each cycle is than the one before."""
     floor_fraction: float = pydantic.Field(default=0.01, ge=0, le=1)
     """Learning rate before each restart and of the last step, as a share of the peak."""
 
+    def ends(self, total: int) -> list[int]:
+        """The step after the last one of each cycle."""
+        until = list(itertools.accumulate(self.growth**cycle for cycle in range(self.cycles)))
+        return [round(total * end / until[-1]) for end in until]
+
+    def check(self, total: int) -> None:
+        ends = self.ends(total - round(self.warmup_fraction * total))
+        shortest = min(end - begin for begin, end in itertools.pairwise([0, *ends]))
+        if shortest < 2:  # guard: training.schedule.cycles
+            raise ValueError(
+                f"{self.cycles} cycles in {total} steps: the shortest has {shortest}, and from the peak to the floor it takes 2; lower "
+                "schedule.cycles or schedule.growth"
+            )
+
     def shape(self, step: int, total: int) -> float:
-        lengths = [self.growth**cycle for cycle in range(self.cycles)]
-        ends = [round(total * sum(lengths[: cycle + 1]) / sum(lengths)) for cycle in range(self.cycles)]
+        ends = self.ends(total)
         begin = max([0, *(end for end in ends if end <= min(step, total - 1))])
         end = min((end for end in ends if end > step), default=total)
         return _cosine((step - begin) / max(1, end - begin - 1), self.floor_fraction)

@@ -48,7 +48,8 @@ class Trainer:
     """Trains an objective on a stream, in a run directory of its own, and survives being killed at any moment.
 
     `validation` gives a fresh pass over the held-out batches each time: all of them on every rank, which measures its stretch of each.
-    `write_policy(directory, state)` writes a `policy/` from the policy's state dict. `words` is the policy's vocabulary in the order of its
+    `write_policy(directory, state)` writes a `policy/` from the policy's state dict. `began()` is called once it is known that the run may
+    begin or go on here, and before anything is written for that. `words` is the policy's vocabulary in the order of its
     ids. `run_json`, `dataset_hash` and `contract` are what the run is: resume refuses others, naming what differs. The stream is the
     caller's, who closes it.
     """
@@ -68,6 +69,7 @@ class Trainer:
         contract: Contract | None = None,
         validation: Callable[[], Iterator[Samples]] | None = None,
         words: Sequence[str] | None = None,
+        began: Callable[[], None] = lambda: None,
         title: str = "train",
     ) -> None:
         self.device = torch.device(device)
@@ -80,7 +82,7 @@ class Trainer:
             raise UsageError("training.early_stop needs held-out episodes: set data.validation_fraction, or leave it out")
         self.stream, self.validation, self.seed = stream, validation, seed
         self.early_stop = EarlyStop(config.early_stop)
-        self.directory = directory
+        self.directory, self.began = directory, began
         self.identity = resume.Identity(
             run=json.loads(json.dumps(run_json)),
             dataset_hash=dataset_hash,
@@ -159,6 +161,8 @@ class Trainer:
         if own is not None:
             self._go_on(own, self.checkpoints.path(own.step), allow_change)
             self.saver.saved_step, self.saver.saved_best = self.step, self.best
+            if self.step > self.config.steps:  # guard: training.begin.past
+                raise UsageError(f"{self.directory}: is at step {self.step}, past {self.config.steps}; give training.steps at least that")
             self.journal.say(f"resuming at step {self.step} of {self.config.steps}")
         elif start.path is not None and not start.weights:
             snapshot, where = read_whole(start.path, self.checkpoints.piece)
@@ -174,6 +178,7 @@ class Trainer:
             self.origin = origin("fine-tuned", source.where, source.sha256, len(names))
             self.journal.say(f"beginning with {len(names)} tensors of {source.where}: {shortened(names)}")
         if self.is_main:
+            self.began()
             storage.write_json(self.directory / RUN_FILE, self.identity.run)
             self.checkpoints.settle(self.best["step"] if self.best else None)
         self.journal.begin(self.step, self.samples)
