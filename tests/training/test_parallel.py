@@ -1,5 +1,6 @@
 """One process, two with all of the objective each (DDP), two with half of it each (FSDP2), accumulation: the same weights."""
 
+import itertools
 import os
 import random
 import signal
@@ -19,11 +20,12 @@ from deftly.models.vision import CNNConfig
 from deftly.objectives.imitation import Imitation
 from deftly.training import distributed, shards
 from deftly.training.checkpoint import Checkpoints, Snapshot
+from deftly.training.locate import samples_of_all
 from deftly.training.measures import MeasuresConfig
 from deftly.training.start import StartConfig
 from deftly.training.stopping import EarlyStopConfig
 from deftly.training.trainer import Trainer
-from deftly.types import Batch, Stream, UsageError
+from deftly.types import Batch, Clock, Stream, Term, UsageError
 from guards import guards
 from training.ranks import run_ranks
 from training.toys import Adversarial, Distilled, StackedPolicy, ToyStream, TwoTerms, log_lines, make_trainer, small_config
@@ -102,6 +104,50 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
+class Steep(TwoTerms):
+    """A term that is 0 and has an infinite gradient for samples of domain 1."""
+
+    def forward(self, batch, clock, counts):
+        terms = super().forward(batch, clock, counts)
+        actions = self.policy(batch)[batch.domain == 1]
+        return {**terms, "steep": Term((actions - actions.detach()).sqrt().sum())}
+
+
+def faulty(fault: str) -> tuple[Batch, Batch]:
+    """A good batch, and one whose sample 5 has a state that is not a number, or a gradient that is infinite."""
+    stream = ToyStream(SIZE, torch.float64)
+    good, bad = stream.next(), stream.next()
+    if fault == "nan":
+        bad.state[5, 0, 2] = float("nan")
+    else:
+        bad.domain[5] = 1
+    return good, bad
+
+
+def skip(directory: Path, fault: str, **changes) -> dict:
+    """What becomes of a faulty step after a good one, on this rank."""
+    torch.manual_seed(1)
+    config = small_config(count_flops=False, **changes)
+    trainer = make_trainer(directory, objective=Steep(StackedPolicy()).double(), stream=ToyStream(), config=config)
+    ranks, rank = distributed.world_size(), distributed.rank()
+    good, bad = (batch.split(ranks)[rank] for batch in faulty(fault))
+    assert trainer.update(good, Clock(0, 30)).accepted
+    before = trainer.update.tensors(1)
+    taken = trainer.update(bad, Clock(1, 30))
+    after = trainer.update.tensors(1)
+    assert taken.origin is not None
+    same = [torch.equal(mine[name], theirs[name]) for mine, theirs in zip(before, after, strict=True) for name in mine]
+    return {
+        "accepted": taken.accepted,
+        "unchanged": all(same) and len(same) > 30,
+        "skipped": trainer.update.guard.skipped,
+        "loss": str(taken.numbers["loss"]),
+        "origin": taken.origin.to_dict(),
+        "said": str(taken.origin),
+        "keys": samples_of_all(bad)[0],
+    }
+
+
 def every_way(folder: str, *names: str) -> None:
     """Objectives in both ways; then a checkpoint that one rank cannot write, and what is refused."""
     root = Path(folder)
@@ -114,6 +160,9 @@ def every_way(folder: str, *names: str) -> None:
             trainer.fit()
             state = {"best": trainer.best, "early stop": trainer.early_stop.state()}
             storage.write_json(root / f"decided {way}-{distributed.rank()}.json", state)
+        for way, fault in itertools.product(("ddp", "fsdp"), ("nan", "inf")):
+            skipped = skip(root / "skipped", fault, parallel=way, accumulation=2)
+            storage.write_json(root / f"skipped {way} {fault}-{distributed.rank()}.json", skipped)
         with pytest.MonkeyPatch.context() as patch:
             if distributed.rank() == 1:
                 patch.setattr(shards, "write", full_once(shards.write))
@@ -235,6 +284,22 @@ def test_held_out_samples_are_shared_out_and_give_the_same_figures(two, tmp_path
     assert alone.best is not None
     assert decided[0]["best"]["step"] == alone.best["step"]
     assert decided[0]["early stop"]["waited"] == alone.early_stop.waited
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_fault_in_one_ranks_share_is_skipped_by_all_and_named(two, tmp_path, way, fault):
+    first, second = (storage.read_json(two / f"skipped {way} {fault}-{rank}.json") for rank in (0, 1))
+    assert first == second
+    alone = skip(tmp_path, fault, accumulation=4)
+    assert alone["origin"]["keys"] == [alone["keys"][5]]
+    assert alone["origin"]["ranks"] == []
+    assert (first["accepted"], first["unchanged"], first["skipped"]) == (False, True, 1)
+    assert first["keys"] == alone["keys"], "the log names the samples of all"
+    assert first["origin"] == {**alone["origin"], "ranks": [1]}
+    assert first["said"].endswith("in the share of rank 1")
+    assert (first["loss"] == "nan") == (fault == "nan")
+    assert first["origin"]["inputs"] == (["state"] if fault == "nan" else [])
 
 
 def assert_alike(one: object, other: object, within: float = 1e-10) -> None:

@@ -11,7 +11,7 @@ from deftly.training import distributed
 from deftly.training.detail import Detail
 from deftly.training.display import Display
 from deftly.training.guard import listed
-from deftly.training.locate import MOST_SAMPLES
+from deftly.training.locate import MOST_SAMPLES, samples_of_all
 from deftly.training.norms import ModuleNorms
 from deftly.training.trackers import Tracker, Trackers
 from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
@@ -43,22 +43,24 @@ class Journal:
 
     def skipped(self, step: int, taken: Taken, reason: str, batch: Batch) -> None:
         """A step whose update was not applied."""
-        terms, episodes = dict(taken.numbers), listed(batch.episode)
+        keys, of_all = samples_of_all(batch)
+        terms, episodes = dict(taken.numbers), listed(of_all)
         loss, norm = terms.pop("loss"), terms.pop("gradient_norm")
         origin = f"; {taken.origin}" if taken.origin is not None else ""
         self.say(f"WARNING: step {step} skipped ({reason}): loss {loss}, gradient norm {norm}, episodes {episodes}{origin}")
         line = {"step": step, "kind": "skipped", "reason": reason, "loss": loss, "terms": terms, "gradient_norm": norm}
         where = {"origin": taken.origin.to_dict()} if taken.origin is not None else {}
-        self.write({**line, "episodes": episodes, "keys": batch.key[:MOST_SAMPLES].tolist(), **where})
+        self.write({**line, "episodes": episodes, "keys": keys[:MOST_SAMPLES], **where})
 
     def recurring(self, step: int, taken: Taken, batch: Batch) -> None:
         """A step whose loss is far above the usual was applied, since others like it came before."""
-        loss, episodes = taken.numbers["loss"], listed(batch.episode)
+        keys, of_all = samples_of_all(batch)
+        loss, episodes = taken.numbers["loss"], listed(of_all)
         self.say(
             f"WARNING: step {step}: losses as high as {loss} come again and again, so they are learnt from and not skipped from here on "
             f"(episodes {episodes}); said once"
         )
-        self.write({"step": step, "kind": "recurring", "loss": loss, "episodes": episodes, "keys": batch.key[:MOST_SAMPLES].tolist()})
+        self.write({"step": step, "kind": "recurring", "loss": loss, "episodes": episodes, "keys": keys[:MOST_SAMPLES]})
 
     def rolled_back(self, step: int, done: list[dict[str, int]]) -> None:
         """The weights are those of an earlier checkpoint again."""

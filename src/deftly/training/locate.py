@@ -1,18 +1,21 @@
 """Where a step stopped being finite: in the batch, in a module's output, or in a parameter's gradient.
 
 The step is replayed with its own micro-batches and seeds under hooks. That costs one more step, and only when one has gone wrong: the
-healthy path has no hook and no check of its own.
+healthy path has no hook and no check of its own. Of several ranks each looks at its own share, before gradients are summed, and all are
+told what any has found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from deftly.training import distributed
 from deftly.training.state import local
@@ -34,12 +37,15 @@ class Origin:
     keys: list[int] = field(default_factory=list)
     """Of the samples that are to blame, where that can be told."""
     episodes: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    """In whose share of the batch it happened; none where there is one process."""
 
     def __str__(self) -> str:
         parts = [f"{', '.join(self.inputs)} of the batch not finite"] if self.inputs else []
         parts += [f"first in the output of {self.module}"] if self.module else []
         parts += [f"gradient of {self.parameter}"] if self.parameter and not self.module else []
         parts += [f"samples of episodes {', '.join(map(str, self.episodes))}"] if self.episodes else []
+        parts += [f"in the share of rank {', '.join(map(str, self.ranks))}"] if self.ranks else []
         return "; ".join(parts) or "a replay of the step was finite"
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +60,12 @@ class Watch:
         self.part = -1
         self.order: list[str] = []
         self.module: str | None = None
+        self.place = 0  # of the module in the order of execution
         self.rows: list[int] = []
+        self.is_steep = False  # was a gradient not finite?
+        self.steep_rows: list[int] = []
+        self.handles: list[RemovableHandle] = []
+        self.hooked: set[nn.Parameter] = set()
 
     def begins(self, *_: object) -> None:
         self.part += 1
@@ -62,58 +73,108 @@ class Watch:
     def finished(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, given: object, output: object) -> None:
             self.order.append(name)
-            if self.module is None and (broken := next((t for t in tensors(output) if bool(is_bad(t).any())), None)) is not None:
-                self.module, self.rows = name, self.samples(broken)
+            found = list(tensors(output))
+            if self.module is None and (broken := next((t for t in found if bool(is_bad(t).any())), None)) is not None:
+                self.module, self.place, self.rows = (
+                    name,
+                    len(self.order),
+                    self.samples(bad_rows(broken), len(broken) if broken.ndim else 0),
+                )
+            if not torch.compiler.is_compiling():
+                self.handles += [tensor.register_hook(self.flows) for tensor in found if tensor.requires_grad]
+                self.learn(module.parameters(recurse=False))
 
         return hook
 
-    def samples(self, output: Tensor) -> list[int]:
-        """Rows of the batch that an output's bad rows belong to; none where its first axis is not made of samples."""
-        if not output.ndim or not len(output) or len(output) % self.part_size:
+    def learn(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Look at the gradients of these, before they are summed over ranks. Those of sharded ones are of other tensors, which are only
+        there while their module computes."""
+        for parameter in parameters:
+            if parameter.requires_grad and not isinstance(parameter, DTensor) and parameter not in self.hooked:
+                self.hooked.add(parameter)
+                self.handles.append(parameter.register_hook(self.arrives))
+
+    def arrives(self, gradient: Tensor) -> None:
+        self.is_steep = self.is_steep or not bool(torch.isfinite(gradient).all())
+
+    def flows(self, gradient: Tensor) -> None:
+        if not self.steep_rows and gradient.ndim and not bool(torch.isfinite(gradient).all()):
+            self.is_steep = True
+            self.steep_rows = self.samples(rows_where(~torch.isfinite(gradient)), len(gradient))
+
+    def samples(self, rows: Iterable[int], length: int) -> list[int]:
+        """Rows of the batch that rows of a tensor of `length` belong to; none where its first axis is not made of samples."""
+        if not length or length % self.part_size:
             return []
-        each = len(output) // self.part_size
-        rows = sorted({row // each for row in bad_rows(output)})
-        return [self.part * self.part_size + row for row in rows]
+        each = length // self.part_size
+        return [self.part * self.part_size + row for row in sorted({row // each for row in rows})]
 
 
 @contextmanager
 def watching(objective: nn.Module, part_size: int) -> Iterator[Watch]:
-    """Hooks on every module while inside."""
+    """Hooks on every module, and on what gradients flow through, while inside."""
     watch = Watch(part_size)
-    handles = [objective.register_forward_pre_hook(watch.begins)]
+    watch.handles.append(objective.register_forward_pre_hook(watch.begins))
+    watch.learn(objective.parameters())
     root = f"{type(objective).__name__}'s own arithmetic"
-    handles += [module.register_forward_hook(watch.finished(name or root)) for name, module in objective.named_modules()]
+    watch.handles += [module.register_forward_hook(watch.finished(name or root)) for name, module in objective.named_modules()]
     try:
         yield watch
     finally:
-        for handle in handles:
+        for handle in watch.handles:
             handle.remove()
 
 
 def locate(objective: nn.Module, batch: Batch, parts: int, replay: Callable[[], object]) -> Origin:
-    """Replay a step, whose `replay` leaves its gradients in the parameters, and say where it stops being finite."""
+    """Replay a step, whose `replay` leaves its gradients in the parameters, and say where it stops being finite. All ranks at once."""
     inputs = {name: rows for name, tensor in floating(batch) if (rows := bad_rows(tensor))}
     with watching(objective, len(batch) // parts) as watch:
         replay()
-    rows = sorted({row for found in inputs.values() for row in found}) or watch.rows
+    at_fault = sorted({row for found in inputs.values() for row in found})
+    order, rows = 3, []  # how early on the way it was seen
+    if inputs:
+        order, rows = 0, at_fault
+    elif watch.module is not None:
+        order, rows = 1, watch.rows
+    elif watch.is_steep:
+        order, rows = 2, watch.steep_rows
+    told = distributed.told_by_all(
+        {
+            "order": order,
+            "inputs": list(inputs),
+            "module": watch.module,
+            "place": watch.place,
+            "keys": batch.key[rows[:MOST_SAMPLES]].tolist(),
+            "episodes": batch.episode[rows].tolist(),
+        }
+    )
+    first = min(found["order"] for found in told)
+    blamed = [found for found in told if found["order"] == first and first < 3]
+    modules = sorted((found["place"], found["module"]) for found in blamed if found["module"] is not None)
     return Origin(
-        inputs=list(inputs),
-        module=watch.module,
+        inputs=list(dict.fromkeys(name for found in blamed for name in found["inputs"])),
+        module=modules[0][1] if modules else None,
         parameter=first_backward(objective, watch.order),
-        keys=batch.key[rows[:MOST_SAMPLES]].tolist(),
-        episodes=sorted(set(batch.episode[rows].tolist()))[:MOST_SAMPLES],
+        keys=[key for found in blamed for key in found["keys"]][:MOST_SAMPLES],
+        episodes=sorted({episode for found in blamed for episode in found["episodes"]})[:MOST_SAMPLES],
+        ranks=[rank for rank, found in enumerate(told) if found in blamed] if len(told) > 1 else [],
     )
 
 
 def first_backward(objective: nn.Module, order: list[str]) -> str | None:
-    """The parameter with a gradient that is not finite whose module ran last: backward passes come to it first."""
+    """The parameter with a gradient that is not finite, on any rank, whose module ran last: backward passes come to it first."""
     last = {name: position for position, name in enumerate(order)}
-    bad = [
-        (last.get(name.rpartition(".")[0], -1), name)
-        for name, parameter in objective.named_parameters()
-        if parameter.grad is not None and distributed.any_rank(not bool(torch.isfinite(local(parameter.grad)).all()))
-    ]
+    named = list(objective.named_parameters())
+    own = [parameter.grad is not None and not bool(torch.isfinite(local(parameter.grad)).all()) for _, parameter in named]
+    is_bad_anywhere = distributed.highest_over_ranks(torch.tensor(own, dtype=torch.int64)).tolist()
+    bad = [(last.get(name.rpartition(".")[0], -1), name) for (name, _), is_so in zip(named, is_bad_anywhere, strict=True) if is_so]
     return max(bad, key=lambda item: item[0])[1] if bad else None
+
+
+def samples_of_all(batch: Batch) -> tuple[list[int], Tensor]:
+    """(keys, episodes) of the samples of all ranks, in the order of the whole batch."""
+    told = distributed.told_by_all([batch.key.tolist(), batch.episode.tolist()])
+    return [key for keys, _ in told for key in keys], torch.tensor([episode for _, episodes in told for episode in episodes])
 
 
 def is_bad(tensor: Tensor) -> Tensor:
@@ -122,8 +183,12 @@ def is_bad(tensor: Tensor) -> Tensor:
 
 
 def bad_rows(tensor: Tensor) -> list[int]:
-    bad = is_bad(tensor)
-    return torch.nonzero(bad.flatten(1).any(1) if tensor.ndim > 1 else bad)[:, 0].tolist()
+    return rows_where(is_bad(tensor))
+
+
+def rows_where(mask: Tensor) -> list[int]:
+    """The rows in which a mask is anywhere true; none of a mask without axes."""
+    return torch.nonzero(mask.flatten(1).any(1) if mask.ndim > 1 else mask)[:, 0].tolist() if mask.ndim else []
 
 
 def floating(batch: Batch) -> Iterator[tuple[str, Tensor]]:

@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from deftly import storage
 from deftly.training import distributed
 from deftly.training.checkpoint import Checkpoints, Snapshot, read
 from deftly.training.guard import Guard, listed
+from deftly.training.locate import samples_of_all
 from deftly.training.update import Taken
 from deftly.types import Batch, DataError
 
@@ -37,11 +40,10 @@ class Rollbacks:
         snapshot = None if exhausted else self._newest_before(first)
         if snapshot is None:
             after = f"after {len(self.done)} rollbacks" if self.done else "with no checkpoint to go back to" if self.limit else ""
+            _, episodes = samples_of_all(batch)
             if distributed.rank() == 0:
-                self._report(step, taken, batch, guard)
-            guard.require_hope(
-                step, taken.numbers, batch.episode, f"{after}; {self.directory / FAILURE_FILE} has what is known".strip("; ")
-            )
+                self._report(step, taken, episodes, guard)
+            guard.require_hope(step, taken.numbers, episodes, f"{after}; {self.directory / FAILURE_FILE} has what is known".strip("; "))
             raise AssertionError("a guard that is stuck has no hope")
         self.done.append({"first_bad_step": first, "last_bad_step": step, "weights_of_step": snapshot.step})
         return snapshot
@@ -57,7 +59,7 @@ class Rollbacks:
                 self.say(f"{error}; not going back to it")
         return None
 
-    def _report(self, step: int, taken: Taken, batch: Batch, guard: Guard) -> None:
+    def _report(self, step: int, taken: Taken, episodes: Tensor, guard: Guard) -> None:
         storage.write_json(
             self.directory / FAILURE_FILE,
             {
@@ -66,7 +68,7 @@ class Rollbacks:
                 "bad_steps_in_a_row": guard.in_a_row,
                 "rollbacks": self.done,
                 "numbers": {name: str(value) for name, value in taken.numbers.items()},
-                "episodes": listed(batch.episode),
+                "episodes": listed(episodes),
                 "origin": taken.origin.to_dict() if taken.origin is not None else None,
                 "remedy": "check the data of these episodes with `deftly data check`, lower training.optimizer.learning_rate, "
                 "or train in fp32; `deftly diagnose` says more",
