@@ -144,3 +144,44 @@ def test_auto_is_a_word_of_the_config():
     assert memory.parts_of(12, 1) == [1, 2, 3, 4, 6, 12]
     assert memory.parts_of(12, 5) == [6, 12]
     assert memory.parts_of(7, 2) == [7]
+
+
+def narrow(limit):
+    """Without gradients its forward pass asks for more memory than any machine has when it sees more than `limit` samples."""
+
+    class Narrow(TwoTerms):
+        def forward(self, batch, clock, counts):
+            if len(batch) > limit and not torch.is_grad_enabled():
+                torch.empty(2**60, dtype=torch.uint8)
+            return super().forward(batch, clock, counts)
+
+    torch.manual_seed(0)
+    return Narrow(ToyPolicy(dropout=0.0, batch_norm=False)).double()
+
+
+@pytest.mark.parametrize("limit", [3, 1])
+def test_a_validation_that_runs_out_of_memory_measures_the_same_in_parts(tmp_path, capsys, limit):
+    lines = {}
+    for name, most in (("whole", 99), ("parts", limit)):
+        held_out = [stream.next() for stream in [ToyStream(dtype=torch.float64)] for _ in range(2)]
+        trainer = make_trainer(
+            tmp_path / name,
+            objective=narrow(most),
+            stream=ToyStream(dtype=torch.float64),
+            config=small_config(validate_every=4),
+            validation=lambda batches=held_out: iter(batches),
+        )
+        trainer.fit()
+        lines[name] = [line for line in log_lines(tmp_path / name) if line["kind"] == "validation"]
+    assert len(lines["whole"]) > 1
+    for ours, theirs in zip(lines["parts"], lines["whole"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-12)
+        assert ours["is_best"] == theirs["is_best"]
+    said = capsys.readouterr().err
+    assert "validation ran out of memory; from here on at most 4 samples at a time" in said
+    assert said.count("validation ran out of memory") == {3: 2, 1: 3}[limit], "what failed once is not tried again"
+
+
+def test_a_validation_for_which_one_sample_is_too_many_ends_in_one_line(tmp_path):
+    with pytest.raises(TrainingError, match="validation: out of memory with 1 samples at a time; choose a smaller policy"):
+        make_trainer(tmp_path / "run", objective=narrow(0), stream=ToyStream(dtype=torch.float64)).fit()

@@ -353,7 +353,7 @@ def with_validation_losses(trainer, losses):
         batch.actions = batch.actions + 10 * next(moves)  # type: ignore[operator]
         yield batch
 
-    trainer.validation = moved
+    trainer.validation.batches = moved
     return trainer
 
 

@@ -22,15 +22,12 @@ import torch
 
 from deftly import storage
 from deftly.contract import Contract
-from deftly.randomness import seed_global
 from deftly.training import distributed, resume, session
 from deftly.training.checkpoint import Checkpoints, Snapshot, WritePolicy
 from deftly.training.config import TrainingConfig
-from deftly.training.detail import Detail
 from deftly.training.journal import Journal
 from deftly.training.lifetime import Interrupt, interruptible
-from deftly.training.measures import Measures
-from deftly.training.precision import autocast, make_deterministic, warning
+from deftly.training.precision import make_deterministic, warning
 from deftly.training.resume import shortened
 from deftly.training.rollback import Rollbacks
 from deftly.training.saver import Saver
@@ -38,7 +35,7 @@ from deftly.training.start import check_there, origin, read_source, read_whole, 
 from deftly.training.step import check_batch
 from deftly.training.stopping import EarlyStop
 from deftly.training.update import Taken, Tensors, Update
-from deftly.training.validation import validate
+from deftly.training.validation import HeldOut
 from deftly.types import Batch, Clock, DataError, Objective, Samples, Stream, UsageError
 
 RUN_FILE, CHECKPOINTS, LOCK = "run.json", "checkpoints", ".lock"
@@ -80,7 +77,7 @@ class Trainer:
             make_deterministic()
         if config.early_stop is not None and validation is None:  # guard: training.early_stop.blind
             raise UsageError("training.early_stop needs held-out episodes: set data.validation_fraction, or leave it out")
-        self.stream, self.validation, self.seed = stream, validation, seed
+        self.stream, self.seed = stream, seed
         self.early_stop = EarlyStop(config.early_stop)
         self.directory, self.began = directory, began
         self.identity = resume.Identity(
@@ -95,6 +92,7 @@ class Trainer:
         self.time = self.journal.time
         self.update = Update(objective, self.config, self.device, seed, self.time, self.journal.say)
         self.objective = self.update.objective
+        self.validation = validation and HeldOut(self.objective, validation, self.config, self.device, seed, self.journal.say)
         self.checkpoints = Checkpoints(directory / CHECKPOINTS, config.keep_last, config.checkpoint_every, self.update.parallel.piece)
         if not self.checkpoints.steps():
             check_there(config.start)
@@ -264,12 +262,8 @@ class Trainer:
         self.time.lap("other")
         self.best = self.saver.settle(self.best)  # what this is compared with is on the disk
         self.time.lap("checkpoint")
-        seed_global("validation", self.seed)
-        with self.update.ema.applied() if self.update.ema is not None else nullcontext():
-            precision = autocast(self.device, self.config.precision)
-            detail, measures = Detail(), Measures(self.config.measures, self.objective)
-            with self.update.parallel.whole():
-                loss, terms = validate(self.objective, self.validation(), self.config.steps, precision, self.device, detail, measures)
+        with self.update.ema.applied() if self.update.ema is not None else nullcontext(), self.update.parallel.whole():
+            loss, terms, detail = self.validation()
         is_best = math.isfinite(loss) and (self.best is None or loss < self.best["loss"])
         if is_best:
             self.best = {"step": self.step, "loss": loss}

@@ -5,18 +5,24 @@ Of several ranks each measures a stretch of every batch (`stretch.py`); sums and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from deftly.training import distributed
+from deftly.randomness import seed_global
+from deftly.training import distributed, memory
+from deftly.training.config import TrainingConfig
 from deftly.training.detail import Detail
+from deftly.training.guard import TrainingError
 from deftly.training.measures import Measures
+from deftly.training.precision import autocast
 from deftly.training.stretch import Stretch
 from deftly.training.units import watching_units
-from deftly.types import Clock, DataError, Mean, Objective, Samples
+from deftly.types import Batch, Clock, DataError, Mean, Objective, Samples
 
 
 @contextmanager
@@ -29,6 +35,70 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Samples `first` .. `stop - 1` of a batch."""
+
+    samples: Samples
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+    def stretch(self, first: int, stop: int) -> Batch:
+        return self.samples.stretch(self.first + first, self.first + stop)
+
+
+class HeldOut:
+    """The held-out batches of a run; called, everything that a validation finds: (loss, terms, detail).
+
+    When memory runs out the batches are cut into twice as many parts, from then on, and the whole is measured again: a mean over parts is
+    the mean over all. Of several ranks only one may have met that, while the others wait for it, so there it is a `TrainingError`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        batches: Callable[[], Iterator[Samples]],
+        config: TrainingConfig,
+        device: torch.device,
+        seed: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.objective, self.batches, self.config, self.device, self.seed, self.say = objective, batches, config, device, seed, say
+        self.size = self.parts = 1
+
+    def __call__(self) -> tuple[float, dict[str, float], Detail]:
+        while True:
+            detail, measures = Detail(), Measures(self.config.measures, self.objective)
+            precision = autocast(self.device, self.config.precision)
+            seed_global("validation", self.seed)
+            try:
+                return *validate(self.objective, self._pieces(), self.config.steps, precision, self.device, detail, measures), detail
+            except Exception as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+            self._cut()
+
+    def _pieces(self) -> Iterator[Samples]:
+        for samples in self.batches():
+            size = len(samples)
+            self.size = max(self.size, size)
+            ends = [size * part // self.parts for part in range(self.parts + 1)]
+            yield from (Piece(samples, first, stop) for first, stop in itertools.pairwise(ends) if stop > first)
+
+    def _cut(self) -> None:
+        at_a_time = -(-self.size // self.parts)
+        if distributed.active() or at_a_time == 1:
+            remedy = f"{'lower data.batch_size' if at_a_time > 1 else 'choose a smaller policy'}, or set data.validation_fraction to 0"
+            raise TrainingError(f"validation: out of memory with {at_a_time} samples at a time; {remedy}")
+        self.parts = min(2 * self.parts, self.size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.say(f"WARNING: validation ran out of memory; from here on at most {-(-self.size // self.parts)} samples at a time")
 
 
 @torch.no_grad()
