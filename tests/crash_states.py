@@ -9,6 +9,9 @@ After "All File Systems Are Not Created Equal" (Pillai et al., OSDI 2014), with 
 - A rename within a directory happens whole or not at all. Renames between directories do not occur here (`Recorder` refuses them).
 - What lies below a name that was lost is lost with it.
 
+Where several ranks write, each is a machine of its own with a file system that all share: names are the file server's, and contents that a
+rank wrote are durable once that rank has synced them, whoever else does. Between two of their meetings ranks do not wait for each other.
+
 `Recorder` watches the calls of `os` that change names or sync, lets them happen (fsync excepted), and finds what was written between two
 of them by looking at the files, so that writers in other languages are seen too. `states` then goes through all prefixes. At each, the
 product of all choices is complete, with one exception: below names that match `unread`, which recovery is to delete whatever is in them.
@@ -37,6 +40,7 @@ Tree = tuple[tuple[str, bytes | None], ...]  # path -> contents, None for a dire
 class File:
     durable: bytes = b""
     pending: list[bytes] = field(default_factory=list)  # its contents after each write since
+    writer: int = 0  # the rank whose writes they are
 
     @property
     def newest(self) -> bytes:
@@ -101,8 +105,11 @@ class Recorder:
     def __init__(self, root: Path) -> None:
         self.root = os.path.realpath(root)
         self.steps: list[tuple[str, Callable[[], Any]]] = []  # what happened, and how it changes the disk
+        self.labels: list[tuple[int, int]] = []  # of each step: how many meetings of the ranks were before it, and whose it is
+        self.stage = self.rank = 0
         self.marks: dict[int, list[tuple[str, Any]]] = {}
         self.top = Folder()
+        self.made: list[Node] = []
         self.seen: dict[str, tuple[Node, bytes | None]] = {"": (self.top, None)}
         self.busy = threading.RLock()
 
@@ -112,13 +119,45 @@ class Recorder:
             self._notice()
             self.marks.setdefault(len(self.steps), []).append((name, value))
 
+    def turn(self, rank: int, stage: int) -> None:
+        """What follows is done by `rank`, after `stage` meetings."""
+        with self.busy:
+            self._notice()
+            self.rank, self.stage = rank, stage
+
+    def orders(self) -> Iterator[tuple[list[int], set[int]]]:
+        """Orders in which the steps may have happened, each with the moments at which it differs from those before it.
+
+        Ranks write different files, so what a disk may hold depends on how far each of them is, and on nothing else. These orders are all
+        pairs of that: the other ranks' steps of a stage come after every number of rank 0's.
+        """
+        stages = [list(steps) for _, steps in itertools.groupby(range(len(self.steps)), key=lambda number: self.labels[number][0])]
+        parts = [([n for n in steps if not self.labels[n][1]], [n for n in steps if self.labels[n][1]]) for steps in stages]
+        longest = max((len(first) for first, others in parts if others), default=0)
+        for cut in range(longest + 1):
+            order, moments = [], set[int]()
+            for first, others in parts:
+                start = len(order)
+                order += [*first[:cut], *others, *first[cut:]]
+                if not cut or (others and cut <= len(first)):
+                    moments.update(range(start, len(order) + 1))
+            yield order, moments
+
+    def rewind(self) -> None:
+        """The disk as it was when recording began."""
+        for node in self.made:
+            node.pending = []
+            node.durable = self.begin.get(id(node), b"" if isinstance(node, File) else {})  # type: ignore[assignment]
+
     def __enter__(self) -> Recorder:
         self._notice()
         for _, apply in self.steps:
             apply()
         for node, _ in self.seen.values():
             settle(node)
-        self.steps = []
+        self.steps, self.labels = [], []
+        self.made = [node for node, _ in self.seen.values()]
+        self.begin = {id(node): node.durable for node in self.made}
         self.patch = pytest.MonkeyPatch()
         for name in ("mkdir", "replace", "rename", "unlink", "remove", "rmdir", "fsync"):
             self.patch.setattr(os, name, self._watched(name, getattr(os, name)))
@@ -152,12 +191,18 @@ class Recorder:
         if path == self.root or path.startswith(self.root + os.sep):
             relative = os.path.relpath(path, self.root)
             node, _ = self.seen["" if relative == "." else relative]
-            self.steps.append((f"fsync {relative}", lambda: settle(node)))
+            rank = self.rank
+            self._step(f"fsync {relative}", lambda: settle(node) if isinstance(node, Folder) or node.writer == rank else None)
+
+    def _step(self, what: str, apply: Callable[[], Any]) -> None:
+        self.steps.append((what, apply))
+        self.labels.append((self.stage, self.rank))
 
     def _named(self, name: str, paths: list[str]) -> None:
         (place, old), changes = os.path.split(paths[0]), {}
         if name == "mkdir":
             self.seen[paths[0]] = Folder(), None
+            self.made.append(self.seen[paths[0]][0])
             changes = {old: self.seen[paths[0]][0]}
         elif name == "rename":
             assert os.path.dirname(paths[1]) == place, "a rename between directories is not part of the model"
@@ -174,7 +219,7 @@ class Recorder:
     def _change(self, what: str, place: str, changes: dict[str, Node | None]) -> None:
         folder = self.seen[place][0]
         assert isinstance(folder, Folder)
-        self.steps.append((what, lambda: folder.pending.append(changes)))
+        self._step(what, lambda: folder.pending.append(changes))
 
     def _notice(self) -> None:
         """What was written since the last call."""
@@ -183,12 +228,13 @@ class Recorder:
         assert not gone, f"{sorted(gone)} went away by no call that is watched"
         for path, data in sorted(found.items()):
             if path not in self.seen:
-                self.seen[path] = (Folder(), None) if data is None else (File(), b"")
+                self.seen[path] = (Folder(), None) if data is None else (File(writer=self.rank), b"")
+                self.made.append(self.seen[path][0])
                 self._change(f"create {path}", os.path.dirname(path), {os.path.basename(path): self.seen[path][0]})
             node, before = self.seen[path]
             if data != before and isinstance(node, File) and data is not None:
                 self.seen[path] = node, data
-                self.steps.append((f"write {path}", lambda node=node, data=data: node.pending.append(data)))
+                self._step(f"write {path}", lambda node=node, data=data: node.pending.append(data))
 
 
 def settle(node: Node) -> None:
@@ -214,19 +260,23 @@ def states(
 ) -> Iterator[tuple[str, dict[str, Any], Tree]]:
     """(the last operation, the marks by then, what the disk holds) of every state at a moment whose marks are `wanted`.
 
-    A state of another moment may be the same. `quick` treats every name as `unread` ones are treated: enough to find most mistakes.
+    A state of another moment may be the same. `quick` treats every name as `unread` ones are treated, and takes two orders of ranks: enough
+    to find most mistakes.
     """
-    marks: dict[str, Any] = {}
     pattern = re.compile(unread)
-    for number in range(len(recorder.steps) + 1):
-        what = "nothing"
-        if number:
-            what, apply = recorder.steps[number - 1]
-            apply()
-        marks = {**marks, **dict(recorder.marks.get(number, []))}
-        if wanted(marks):
-            for held in _at_once(recorder.top, pattern, quick):
-                yield what, marks, held
+    orders = list(recorder.orders())
+    for order, moments in (orders[0], orders[-1])[: len(orders)] if quick else orders:
+        recorder.rewind()
+        marks: dict[str, Any] = {}
+        for number in range(len(order) + 1):
+            what = "nothing"
+            if number:
+                what, apply = recorder.steps[order[number - 1]]
+                apply()
+            marks = {**marks, **dict(recorder.marks.get(number, []))}
+            if number in moments and wanted(marks):
+                for held in _at_once(recorder.top, pattern, quick):
+                    yield what, marks, held
 
 
 def _at_once(top: Folder, unread: re.Pattern[str], quick: bool) -> Iterator[Tree]:

@@ -10,10 +10,8 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 import time
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +28,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the recorder re
 
 UNREAD = r"\..*\.(tmp|pruned)"  # what recovery deletes without looking into it
 BEST = {1: 1, 2: 1, 3: 1, 4: 4}  # after each step: kept beyond the last two, then replaced and deleted
-
-
-@pytest.fixture
-def disk() -> Iterator[Path]:
-    """A place in memory: thousands of small files are written and read."""
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="deftly-crash-", dir=memory if memory.is_dir() else None))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Parts:
@@ -158,42 +147,47 @@ class Training(Scenario):
                 record.mark("saved", step)
 
     def check(self, root: Path, marks: dict[str, Any]) -> int | None:
-        run, saved = root / "runs" / "a", marks.get("saved")
-        allowed = {saved, marks.get("begun")}
-        place = run / "checkpoints"
-        for name in ("last", "best"):  # those who only read follow them, and repair nothing
-            if saved is not None or (place / name).exists():
-                storage.verify(place / (place / name).read_text().strip())
-        said: list[str] = []
-        checkpoints = Checkpoints(place, keep_last=2)
-        with storage.lock(run / ".lock", wait=False):
-            checkpoints.sweep(said.append)
-            found = checkpoints.newest(said.append)
-            assert not said, "a crash is no corruption"
-            step = found.step if found is not None else None
-            assert step in allowed, f"found {step}"
-            tracking.Metrics(run / "metrics.jsonl", pytest.fail).truncate(step or 0)
-            assert list(storage.read_lines(run / "metrics.jsonl")) == lines_up_to(step or 0)
-            if found is None:
-                return None
-            expected = snapshot(found.step)
-            assert found.run == expected.run
-            assert found.trainer == expected.trainer
-            for ours, theirs in ((found.objective, expected.objective), (found.raw, expected.raw), (found.optimizer, expected.optimizer)):
-                assert ours is not None
-                assert theirs is not None
-                assert ours.keys() == theirs.keys()
-                assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-            checkpoints.settle(BEST[found.step])
-            assert (place / "last").read_text() == f"{directory_name(found.step)}\n"
-            assert (place / "best").read_text() == f"{directory_name(BEST[found.step])}\n"
-            checkpoints.prune(BEST[found.step])
-            kept = {found.step, found.step - 1, BEST[found.step]} - {0}
-            there = {directory_name(step) for step in kept} | {"last", "best"}
-            assert {path.name for path in place.iterdir()} == there, "nothing is left behind"
-            for step in kept:
-                storage.verify(place / directory_name(step))
-        return found.step
+        run = root / "runs" / "a"
+        found = check_checkpoints(run, marks)
+        tracking.Metrics(run / "metrics.jsonl", pytest.fail).truncate(found or 0)
+        assert list(storage.read_lines(run / "metrics.jsonl")) == lines_up_to(found or 0)
+        return found
+
+
+def check_checkpoints(run: Path, marks: dict[str, Any]) -> int | None:
+    """The newest checkpoint that was saved, or a newer whole one, is found, and nothing else is left; its step."""
+    saved, place = marks.get("saved"), run / "checkpoints"
+    for name in ("last", "best"):  # those who only read follow them, and repair nothing
+        if saved is not None or (place / name).exists():
+            storage.verify(place / (place / name).read_text().strip())
+    said: list[str] = []
+    checkpoints = Checkpoints(place, keep_last=2)
+    with storage.lock(run / ".lock", wait=False):
+        checkpoints.sweep(said.append)
+        found = checkpoints.newest(said.append)
+        assert not said, "a crash is no corruption"
+        step = found.step if found is not None else None
+        assert step in {saved, marks.get("begun")}, f"found {step}"
+        if found is None:
+            return None
+        expected = snapshot(found.step)
+        assert found.run == expected.run
+        assert found.trainer == expected.trainer
+        for ours, theirs in ((found.objective, expected.objective), (found.raw, expected.raw), (found.optimizer, expected.optimizer)):
+            assert ours is not None
+            assert theirs is not None
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        checkpoints.settle(BEST[found.step])
+        assert (place / "last").read_text() == f"{directory_name(found.step)}\n"
+        assert (place / "best").read_text() == f"{directory_name(BEST[found.step])}\n"
+        checkpoints.prune(BEST[found.step])
+        kept = {found.step, found.step - 1, BEST[found.step]} - {0}
+        there = {directory_name(step) for step in kept} | {"last", "best"}
+        assert {path.name for path in place.iterdir()} == there, "nothing is left behind"
+        for step in kept:
+            storage.verify(place / directory_name(step))
+    return found.step
 
 
 class Replacing(Scenario):
