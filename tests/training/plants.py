@@ -111,22 +111,24 @@ class Episodes:
 
 
 class EpisodeStream(Stream):
-    """The same batches in every epoch, made beforehand: no training should wait for them, unless `wait_s` says so for each.
+    """The same batches in every epoch, made beforehand: no training should wait for them, unless it `starves`: then it waits for each twice
+    as long as it works with it, however slow the machine is.
 
     `blocks` shows one task for so many batches at a time.
     """
 
-    def __init__(self, episodes: Episodes, wait_s: float = 0.0, blocks: int = 0) -> None:
+    def __init__(self, episodes: Episodes, starves: bool = False, blocks: int = 0, size: int = SIZE) -> None:
         order = torch.randperm(episodes.number * LENGTH, generator=torch.Generator().manual_seed(episodes.seed))
         if blocks:
-            each = [order[order // LENGTH % TASKS == task].split(blocks * SIZE) for task in range(TASKS)]
-            order = torch.cat([part for parts in zip(*each, strict=True) for part in parts if len(part) == blocks * SIZE])
-        self.batches = [episodes.batch(part) for part in order.split(SIZE) if len(part) == SIZE]
-        self.wait_s, self.position = wait_s, 0
+            each = [order[order // LENGTH % TASKS == task].split(blocks * size) for task in range(TASKS)]
+            order = torch.cat([part for parts in zip(*each, strict=True) for part in parts if len(part) == blocks * size])
+        self.batches = [episodes.batch(part) for part in order.split(size) if len(part) == size]
+        self.starves, self.position, self.given = starves, 0, time.perf_counter()
 
     def next(self) -> Batch:
-        if self.wait_s:
-            time.sleep(self.wait_s)
+        if self.starves:
+            time.sleep(max(0.005, 2 * (time.perf_counter() - self.given)))
+            self.given = time.perf_counter()
         self.position += 1
         return self.batches[(self.position - 1) % len(self.batches)]
 
@@ -139,6 +141,14 @@ class EpisodeStream(Stream):
 
 class Blind(Imitation):
     reads = ("state", "text", "actions", "action_is_pad")
+
+    def __init__(self, policy: Policy, unit: float = 1.0) -> None:
+        super().__init__(policy)
+        self.unit = unit
+
+    def forward(self, batch: Batch, clock: Clock, counts: Any) -> Any:
+        terms = super().forward(batch, clock, counts)
+        return {name: replace(term, value=self.unit * term.value) for name, term in terms.items()} if self.unit != 1.0 else terms
 
 
 @dataclass
@@ -155,6 +165,8 @@ class Plant:
     change: Callable[[Batch], Batch] = lambda batch: batch
     """Of every batch, held-out ones too."""
     hears: bool = True
+    unit: float = 1.0
+    """Of the loss."""
     prepare: Callable[[Trainer], None] = lambda trainer: None
 
 
@@ -174,7 +186,7 @@ def grow(plant: Plant, directory: Path, seed: int = 0) -> Trainer:
     training = Episodes(seed, plant.number, **{"change": plant.change, "hears": plant.hears, **plant.episodes})
     held_out = Episodes(seed, plant.held_out, first=3000, change=plant.change, hears=plant.hears)
     trainer = Trainer(
-        Blind(plant.policy()),
+        Blind(plant.policy(), plant.unit),
         EpisodeStream(training, **plant.stream),
         config,
         directory=directory,
@@ -201,6 +213,29 @@ class Detached(SmallPolicy):
             seen = self.see(batch.state[:, -1])
         pooled = self.trunk(torch.cat([seen, self.text(batch.text.ids[:, 0])], dim=1))
         return Features(tokens=pooled[:, None], is_pad=torch.zeros(len(pooled), 1, dtype=torch.bool), pooled=pooled)
+
+
+class Coarse(SmallPolicy):
+    """Weights, and with them updates and moments, in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to(torch.bfloat16)
+
+    def encode(self, batch: Batch) -> Features:
+        return super().encode(replace(batch, state=batch.state.bfloat16()))
+
+    def sample(self, features: Features, key: Tensor) -> Tensor:
+        return super().sample(features, key).float()
+
+
+class Steeper(SmallPolicy):
+    """The gradient of one sample in some hundreds is immense."""
+
+    def sample(self, features: Features, key: Tensor) -> Tensor:
+        pooled = features.pooled.float()
+        steep = 1e6 * (key % 400 == 0)[:, None] * (pooled - pooled.detach())
+        return super().sample(replace(features, pooled=features.pooled + steep), key)
 
 
 class Deaf(SmallPolicy):
@@ -271,6 +306,14 @@ def random_task(batch: Batch) -> Batch:
     return batch
 
 
+def very_noisy(batch: Batch) -> Batch:
+    """What is demonstrated is right on average only, and some demonstrators are much worse than others."""
+    assert batch.actions is not None
+    tremor = 2 * torch.exp(randomness.normal(batch.key, "tremor", (1, 1)))
+    batch.actions = 4 + batch.actions + tremor * randomness.normal(batch.key, "label noise", (CHUNK, ACTION))
+    return batch
+
+
 def random_everything(batch: Batch) -> Batch:
     batch.actions = randomness.normal(batch.key, "random", (CHUNK, ACTION))
     return batch
@@ -304,7 +347,7 @@ PLANTS: dict[str, tuple[str, Plant]] = {
     "exploding layers": ("exploding-gradients", Plant(policy=exploding)),
     "vanishing gradients": ("vanishing-gradients", Plant(policy=vanishing)),
     "dead units": ("dead-units", Plant(policy=dying)),
-    "starved loader": ("data-bound", Plant(stream={"wait_s": 0.02}, training={"steps": 80})),
+    "starved loader": ("data-bound", Plant(stream={"starves": True}, training={"steps": 80})),
     "rate too high": ("learning-rate-too-high", Plant(training={"optimizer": AdamWConfig(learning_rate=1.0)})),
     "rate too low": ("learning-rate-too-low", Plant(training={"optimizer": AdamWConfig(learning_rate=1e-6)})),
     "schedule at zero": ("schedule-at-zero", Plant(prepare=stops_learning)),
@@ -323,11 +366,20 @@ PLANTS: dict[str, tuple[str, Plant]] = {
     "two held-out episodes": ("validation-too-small", Plant(held_out=2)),
     "clipped to nothing": ("always-clipped", Plant(training={"clip_norm": 1e-3})),
     "labels of others": ("nothing-learnt", Plant(change=random_everything)),
+    "weights in bfloat16": ("lost-updates", Plant(policy=Coarse, training={"optimizer": AdamWConfig(learning_rate=1e-4)})),
+    "samples with immense gradients": ("loss-scale", Plant(policy=Steeper, training={"precision": "fp16"})),
+    "loss in tiny units": ("gradient-underflow", Plant(training={"precision": "fp16"}, unit=1e-9)),
+    "batch of four": (
+        "gradient-noise",
+        Plant(change=very_noisy, stream={"size": 4}, training={"accumulation": 4, "log_every": 1, "steps": 600}),
+    ),
 }
 HEALTHY: dict[str, Plant] = {
     "plain": Plant(),
     "relu, dropout": Plant(policy=lambda: SmallPolicy(nn.ReLU, dropout=0.1)),
     "deep, no average": Plant(policy=lambda: SmallPolicy(depth=4), training={"ema_decay": None}),
     "large steps": Plant(training={"optimizer": AdamWConfig(learning_rate=1e-2), "steps": 400}),
+    "bf16": Plant(policy=lambda: SmallPolicy(nn.ReLU), training={"precision": "bf16"}),
+    "fp16": Plant(training={"precision": "fp16", "accumulation": 4}),
     "no clipping": Plant(policy=lambda: SmallPolicy(nn.SiLU), training={"clip_norm": None, "accumulation": 2}),
 }

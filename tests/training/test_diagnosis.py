@@ -214,6 +214,63 @@ def moved_by(lag, episodes=8, frames=60, seed=0):
     return found
 
 
+def share(name, value):
+    """Give every module this share, at every logged step."""
+    return lambda line, index: {**line, "modules": {module: {**one, name: value} for module, one in line["modules"].items()}}
+
+
+def test_updates_that_are_rounded_away_are_named_unless_there_was_no_rate(run):
+    rewrite(run, "modules", share("lost", 0.4))
+    assert "lost-updates" not in codes(run)
+    rewrite(run, "modules", share("lost", 0.7))
+    assert codes(run)["lost-updates"].severity == "warning"
+    rewrite(run, "modules", share("lost", 0.95))
+    assert codes(run)["lost-updates"].severity == "fault"
+    rewrite(run, "train", lambda line, index: {**line, "learning_rate": 0.0})
+    assert "lost-updates" not in codes(run)
+
+
+def test_gradients_that_vanish_in_float16_are_named(run):
+    rewrite(run, "modules", share("vanished", 0.3))
+    assert "gradient-underflow" not in codes(run)
+    rewrite(run, "modules", share("vanished", 0.8))
+    assert "80% of the gradient" in codes(run)["gradient-underflow"].evidence
+
+
+def test_a_loss_scale_that_keeps_falling_or_fell_to_its_floor_is_named(run):
+    for step, scale in ((1, 2.0**15), (2, 2.0**14), (20, 2.0**13)):
+        add(run, step=step, kind="overflow", loss_scale=scale)
+    assert codes(run)["overflows"].severity == "note"
+    assert "loss-scale" not in codes(run)
+    for step in (30, 40, 50):
+        add(run, step=step, kind="overflow", loss_scale=2.0**10)
+    found = codes(run)
+    assert "again and again" in found["loss-scale"].what
+    assert "4 of them after the beginning" in found["loss-scale"].evidence
+    assert "overflows" not in found
+    rewrite(run, "overflow", lambda line, index: {**line, "step": 2, "loss_scale": 1.0})
+    assert "its floor" in codes(run)["loss-scale"].evidence
+
+
+def test_a_small_batch_is_a_note_and_a_warning_where_the_loss_suffers(run):
+    def noise(ratio):
+        return lambda line, index: {**line, "noise": {"squared_norm": 1.0, "variance": 8.0 * ratio, "samples": 8}}
+
+    rewrite(run, "modules", noise(3))
+    assert "gradient-noise" not in codes(run)
+    rewrite(run, "modules", noise(20))
+    found = codes(run)["gradient-noise"]
+    assert (found.severity, "160 samples or more, the batch has 8: 20 times" in found.evidence) == ("note", True)
+    for step in range(61, 121):
+        add(run, step=step, kind="train", loss=0.1 * (1 + step % 2), terms={}, gradient_norm=1.0, learning_rate=1e-2, time={})
+    found = codes(run)
+    assert found["gradient-noise"].severity == "warning"
+    assert "follows from gradient-noise" in found["oscillation"].evidence
+    signal = lambda step: 300.0 * (-1) ** (step // 5)  # noqa: E731
+    rewrite(run, "modules", lambda line, index: {**line, "noise": {**line["noise"], "squared_norm": signal(line["step"])}})
+    assert "gradient-noise" not in codes(run)  # the signal may as well be large
+
+
 @pytest.mark.parametrize("lag", [-4, 0, 1, 3])
 def test_the_probe_finds_by_how_much_labels_are_shifted(lag):
     fits = lag_fits(moved_by(lag))

@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 from deftly.training.norms import Norms, group
+from deftly.training.optim import AdamWConfig
+from deftly.training.precision import LossScaler
+from deftly.training.schedule import ConstantConfig
 from deftly.types import Clock
 from training.toys import ToyObjective, ToyPolicy, ToyStream, log_lines, make_trainer, small_config
 
@@ -65,3 +68,32 @@ def test_what_is_not_finite_is_null():
 def test_a_step_that_is_not_logged_measures_nothing(tmp_path):
     make_trainer(tmp_path, stream=ToyStream(), config=small_config(steps=9, log_every=4)).fit()
     assert [line["step"] for line in log_lines(tmp_path) if line["kind"] == "modules"] == [1, 4, 8, 9]
+
+
+def test_updates_that_16_bits_round_away_are_counted(tmp_path):
+    objective = ToyObjective(ToyPolicy(dropout=0.0, batch_norm=False))
+    assert isinstance(objective.policy.first, nn.Linear)
+    coarse = objective.policy.first.to(torch.bfloat16)
+    coarse.register_forward_pre_hook(lambda module, given: given[0].bfloat16())
+    coarse.register_forward_hook(lambda module, given, output: output.float())
+    config = small_config(optimizer=AdamWConfig(learning_rate=2e-4), clip_norm=None, schedule=ConstantConfig())
+    trainer = make_trainer(tmp_path, objective=objective, config=config)
+    before = [parameter.detach().clone() for parameter in coarse.parameters()]
+    taken = trainer.update(trainer.stream.next(), Clock(0, 30))
+    stayed = [(one == now) & (now.grad != 0) for one, now in zip(before, coarse.parameters(), strict=True)]
+    has_gradient = sum(int((parameter.grad != 0).sum()) for parameter in coarse.parameters() if parameter.grad is not None)
+    assert taken.modules is not None
+    lost = taken.modules["policy.first"].get("lost", 0.0)
+    assert lost == sum(int(one.sum()) for one in stayed) / has_gradient
+    assert 0.2 < lost < 1.0
+    assert "lost" not in taken.modules["policy.last"]  # float32 holds every update
+
+
+@pytest.mark.parametrize(("scale", "least", "most"), [(2.0**16, 0.0, 0.01), (2.0**-20, 0.9, 1.0)])
+def test_gradients_that_float16_cannot_hold_are_counted(tmp_path, monkeypatch, scale, least, most):
+    monkeypatch.setattr(LossScaler, "FIRST", scale)
+    trainer = make_trainer(tmp_path, config=small_config(precision="fp16"))
+    modules = trainer.update(trainer.stream.next(), Clock(0, 30)).modules
+    assert modules is not None
+    assert least <= modules["policy.last"].get("vanished", math.nan) <= most
+    assert "lost" not in modules["policy.last"]

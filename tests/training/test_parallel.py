@@ -22,6 +22,7 @@ from deftly.training import distributed, shards
 from deftly.training.checkpoint import Checkpoints, Snapshot
 from deftly.training.locate import samples_of_all
 from deftly.training.measures import MeasuresConfig
+from deftly.training.noise import estimate
 from deftly.training.start import StartConfig
 from deftly.training.stopping import EarlyStopConfig
 from deftly.training.trainer import Trainer
@@ -316,6 +317,23 @@ def assert_alike(one: object, other: object, within: float = 1e-10) -> None:
         assert abs(one - other) <= within
     else:
         assert one == other
+
+
+def test_two_ranks_see_how_much_of_a_gradient_is_chance_and_rows_of_it_do_not(two, tmp_path):
+    """By hand: each rank's gradient is that of its half of the batch."""
+    trainer = trainer_of("teacher", tmp_path)
+    batch, clock, squares = trainer.stream.whole.next(), Clock(0, STEPS), []  # type: ignore[attr-defined]
+    counts = trainer.objective.counts(batch)
+    for part in (batch, *batch.split(2)):
+        trainer.objective.zero_grad(set_to_none=True)
+        trainer.update.parallel.loss(part, clock, counts)[0].backward()
+        gradients = [parameter.grad for parameter in trainer.objective.parameters() if parameter.grad is not None]
+        squares.append(torch.nn.utils.get_total_norm(gradients).item() ** 2)
+    expected = estimate(squares[0], 4 * (squares[1] + squares[2]) / 2, SIZE, 2)
+    lines = [line for line in storage.read_lines(two / "teacher ddp" / "metrics.jsonl") if line["kind"] == "modules"]
+    assert lines[0]["noise"] == pytest.approx(expected, rel=1e-9)
+    assert all(line["noise"]["samples"] == SIZE for line in lines)
+    assert not any("noise" in line for line in storage.read_lines(two / "teacher fsdp" / "metrics.jsonl"))
 
 
 def test_a_sharded_checkpoint_is_in_parts_and_its_policy_is_whole(two):

@@ -12,6 +12,7 @@ from deftly.training.detail import Detail
 from deftly.training.display import Display
 from deftly.training.guard import listed
 from deftly.training.locate import MOST_SAMPLES, samples_of_all
+from deftly.training.noise import Noise
 from deftly.training.norms import ModuleNorms
 from deftly.training.trackers import Tracker, Trackers
 from deftly.training.tracking import METRICS, Metrics, Running, TimeSplit
@@ -70,10 +71,10 @@ class Journal:
         )
         self.write({"step": step, "kind": "rollback", "rollbacks": len(done), **done[-1]})
 
-    def modules(self, step: int, norms: dict[str, ModuleNorms] | None) -> None:
-        """How large gradients, weights and updates were at one step."""
+    def modules(self, step: int, norms: dict[str, ModuleNorms] | None, noise: Noise | None = None) -> None:
+        """How large gradients, weights and updates were at one step, and how much of the gradient was chance."""
         if norms is not None:
-            self.write({"step": step, "kind": "modules", "modules": norms})
+            self.write({"step": step, "kind": "modules", "modules": norms, **({"noise": noise} if noise is not None else {})})
 
     def overflowed(self, step: int, loss_scale: float) -> None:
         """A step that was skipped because its gradient, times the loss scale, was too large for float16."""

@@ -79,6 +79,13 @@ class Alone:
         """Inside, every part of the objective may be called by itself; for validation, without gradients."""
         return nullcontext()
 
+    def watch(self, now: bool) -> None:
+        """Whether to look at the gradient that this rank adds, in the step that comes."""
+
+    def watched(self) -> Tensor | None:
+        """The squared norm of that, in double precision; None where nobody looked, or where ranks never have whole gradients."""
+        return None
+
 
 class Replicas(Alone):
     """Every rank has the whole objective; gradients are summed while the backward pass still computes (DDP).
@@ -91,6 +98,7 @@ class Replicas(Alone):
     def __init__(self, objective: Objective) -> None:
         super().__init__(objective)
         self.inner = self.loss
+        self._squares: list[Tensor] | None = None
 
     def compile(self) -> None:
         self.inner.compile()
@@ -102,13 +110,25 @@ class Replicas(Alone):
             self.loss = self.wrapped = DistributedDataParallel(
                 self.inner, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
             )
-        self.wrapped.register_comm_hook(None, _sum)
+        self.wrapped.register_comm_hook(self, _sum)
 
     def exchanging(self, now: bool) -> AbstractContextManager[None]:
         return nullcontext() if now else self.wrapped.no_sync()
 
+    def watch(self, now: bool) -> None:
+        self._squares = [] if now else None
 
-def _sum(_, bucket):  # without annotations: torch compares them with its own classes, and these would be text
+    def see(self, gradients: Tensor) -> None:
+        """A bucket of them, before it is summed over ranks."""
+        if self._squares is not None:
+            self._squares.append(torch.linalg.vector_norm(gradients).double().square())
+
+    def watched(self) -> Tensor | None:
+        return torch.stack(self._squares).sum() if self._squares else None
+
+
+def _sum(replicas, bucket):  # without annotations: torch compares them with its own classes, and these would be text
+    replicas.see(bucket.buffer())
     summed = dist.all_reduce(bucket.buffer(), async_op=True).get_future()  # pyright: ignore[reportOptionalMemberAccess]
     return summed.then(lambda done: done.value()[0])
 

@@ -24,7 +24,7 @@ from deftly import storage
 
 MOST_WAITING = 4096  # lines that a slow tracker may be behind
 CLOSING_S = 30.0  # how long the end of a run waits for one
-NORMS = ("gradient", "weight", "update", "ratio")  # of `norms.ModuleNorms`: what changes from step to step
+NORMS = ("gradient", "weight", "update", "ratio", "lost", "vanished")  # of `norms.ModuleNorms`: what changes from step to step
 
 
 class Tracker(ABC):
@@ -132,14 +132,14 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
     for each kind and module, norms/gradient/policy.trunk, of which there are at most `norms.MOST_GROUPS` modules.
     """
     if line.get("kind") == "modules":
-        return dict(_norms(line["modules"]))
+        return dict(_norms(line["modules"])) | dict(_flat("noise", line.get("noise")))
     return dict(_flat(str(line.get("kind", "other")), {name: value for name, value in line.items() if name not in ("step", "kind")}))
 
 
 def _norms(modules: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for module, norms in modules.items():
         for kind in NORMS:
-            yield from _flat(f"norms/{kind}/{module}", norms[kind])
+            yield from _flat(f"norms/{kind}/{module}", norms.get(kind))
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -6,7 +6,8 @@
 {"step": 40, "kind": "detail", "samples": …, "episodes": …, "terms": {"action": {"dimension": […], "spread": […], "horizon": […],
  "task": {"0": …}, "tasks": …,
  "standard_error": …, "mismatched": {"dimension": […], "horizon": […], "task": {…}}}}, "dead": {"policy.trunk.2": 0.1}, "time": {…}}
-{"step": 40, "kind": "modules", "modules": {"policy.trunk": {"gradient": …, "weight": …, "update": …, "ratio": …, "size": …}}, "time": {…}}
+{"step": 40, "kind": "modules", "modules": {"policy.trunk": {"gradient": …, "weight": …, "update": …, "ratio": …, "size": …}},
+ "noise": {"squared_norm": …, "variance": …, "samples": …}, "time": {…}}
 {"step": 3, "kind": "overflow", "loss_scale": 32768.0, "time": {…}}
 {"step": 41, "kind": "skipped", "reason": "non-finite", "loss": null, "terms": {…}, "gradient_norm": null, "episodes": "3, 5, 8",
  "keys": […], "origin": {"inputs": […], "module": …, "parameter": …, "keys": […], "episodes": […]}, "time": {…}}

@@ -239,7 +239,7 @@ class Trainer:
         self.journal.display.update(self.step, self.samples, taken.numbers["loss"])
         if self._due(self.config.log_every):
             self.journal.train(self.step, self.samples, rate, self.update.guard.skipped, self.update.utilization)
-        self.journal.modules(self.step, taken.modules)
+        self.journal.modules(self.step, taken.modules, taken.noise)
         is_best = self._due(self.config.validate_every) and self._validate()
         if self._due(self.config.checkpoint_every) or is_best:
             self._save(final=self._is_over())

@@ -25,6 +25,7 @@ from deftly.training.groups import Groups
 from deftly.training.guard import NON_FINITE, Guard, TrainingError
 from deftly.training.locate import Origin, locate
 from deftly.training.lora import add_adapters, merged
+from deftly.training.noise import GradientNoise, Noise
 from deftly.training.norms import ModuleNorms, Norms
 from deftly.training.optim import Part, flatten_optimizer, load_optimizer, optimizer_names, set_learning_rates
 from deftly.training.parallel import check_comes_apart, place
@@ -47,6 +48,8 @@ class Taken(NamedTuple):
     """From here on, where the gradient overflowed float16: a skipped step that is not a bad one."""
     modules: dict[str, ModuleNorms] | None = None
     """Norms by module; at logged steps that were accepted."""
+    noise: Noise | None = None
+    """How much of the gradient is chance, where these steps show it."""
     origin: Origin | None = None
     """Where a step that is not finite stopped being so."""
 
@@ -96,6 +99,7 @@ class Update:
         self.scaler = LossScaler() if config.precision == "fp16" else None
         self.guard = Guard(objective, config.max_bad_steps, objective.not_saved, config.spike_threshold)
         self.norms = Norms(objective, objective.not_saved)
+        self.noise = GradientNoise(self.parallel)
         self.utilization = Utilization(time, device, config.precision)
 
     def __call__(self, batch: Batch, clock: Clock) -> Taken:
@@ -107,14 +111,16 @@ class Update:
         if self.utilization.step is None:
             self._count_flops(batch, clock, self.accumulation or 1)
         self.guard.remember()
+        is_logged = clock.step == 0 or (clock.step + 1) % self.config.log_every == 0 or clock.step + 1 == clock.total
+        self.noise.begin(is_logged)
+        used = self.scaler.scale if self.scaler is not None else None
         self.utilization.begin()
         values, loss = self._fitting_gradients(batch, clock)
         learning = self.parallel.collect(self.groups.parameters())
         if self.scaler is not None:
             self.scaler.unscale(learning)
-        is_logged = clock.step == 0 or (clock.step + 1) % self.config.log_every == 0 or clock.step + 1 == clock.total
         if is_logged:
-            self.norms.remember()
+            self.norms.remember(used)
         norm = clip(learning, self.config.clip_norm, self.parallel.combine)
         self.utilization.end()
         numbers = _read(values, loss, norm)
@@ -129,10 +135,11 @@ class Update:
                 self.ema.update()
         self.utilization.end()
         modules = self.norms.measure() if is_logged else None
+        noise = self.noise.measure(numbers["gradient_norm"], len(batch) * distributed.world_size(), used or 1.0)
         is_bad = scale is None and not accepted
         origin = self._locate(batch, clock) if is_bad and self.guard.reason == NON_FINITE else None
         self.time.lap("optimizer")
-        return Taken(numbers, accepted, scale, modules if accepted else None, origin)
+        return Taken(numbers, accepted, scale, modules if accepted else None, noise if accepted else None, origin)
 
     def _scale_after_overflow(self, numbers: dict[str, float]) -> float | None:
         """The new loss scale, where the old one was too large for this step's gradient."""
@@ -241,6 +248,8 @@ class Update:
                 with autocast(self.device, self.config.precision):
                     part_loss, terms = self.parallel.loss(part, clock, counts)
                 (part_loss if self.scaler is None else self.scaler.scaled(part_loss)).backward()
+            if number == 0:
+                self.noise.see(self.parameters, len(parts))
             loss = loss + part_loss.detach()
             for name, term in terms.items():
                 values[name] = values[name] + term.value if name in values else term.value

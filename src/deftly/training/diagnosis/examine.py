@@ -7,7 +7,9 @@ from pathlib import Path
 from deftly.training.diagnosis.curves import curve_verdicts
 from deftly.training.diagnosis.data import data_verdicts
 from deftly.training.diagnosis.details import detail_verdicts
+from deftly.training.diagnosis.formats import format_verdicts
 from deftly.training.diagnosis.modules import module_verdicts
+from deftly.training.diagnosis.noise import noise_verdicts
 from deftly.training.diagnosis.record import read_record
 from deftly.training.diagnosis.steps import step_verdicts
 from deftly.training.diagnosis.verdicts import Verdict, ranked
@@ -20,7 +22,7 @@ def diagnose(directory: Path, *, look_at_data: bool = True) -> list[Verdict]:
     record = read_record(directory)
     found = list(data_verdicts(record)) if look_at_data else []
     try:
-        for verdicts in (step_verdicts, curve_verdicts, module_verdicts, detail_verdicts):
+        for verdicts in (step_verdicts, curve_verdicts, module_verdicts, format_verdicts, noise_verdicts, detail_verdicts):
             found.extend(verdicts(record))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise DataError(

@@ -41,15 +41,6 @@ def step_verdicts(record: Record) -> Iterator[Verdict]:
             evidence="; ".join([*single, *again, episodes(spikes + recurring)]),
             remedy="look at these episodes (`deftly data show`); lower the learning rate if they are sound",
         )
-    overflows = record.of("overflow")
-    if overflows:
-        yield Verdict(
-            code="overflows",
-            severity="note",
-            what="gradients overflowed float16, and the loss scale was halved",
-            evidence=f"{len(overflows)} times, now {overflows[-1]['loss_scale']:g}",
-            remedy="nothing, where they are few: that is how the scale is found",
-        )
 
 
 def _not_finite(record: Record, broken: list[Line], rollbacks: int) -> Verdict:

@@ -12,9 +12,10 @@ SEVERITIES: tuple[Severity, ...] = ("fault", "warning", "note")
 # From what is wrong with the data, over the model and the rate, to what one only sees. A cause is worth more than the symptoms that it
 # brings along: the order decides within a severity, and a symptom becomes a note where a cause explains it (`EXPLAINS`).
 ORDER = (
-    "stopped", "non-finite", "leaking-split", "label-shift", "schedule-at-zero", "learning-rate-too-high", "frozen-module",
-    "no-update", "dead-units", "exploding-gradients", "exploding-weights", "vanishing-gradients", "learning-rate-too-low", "spikes",
-    "always-clipped", "language-ignored", "unlearnt-dimension", "unlearnt-horizon", "unlearnt-task", "dominated-loss",
+    "stopped", "non-finite", "leaking-split", "label-shift", "schedule-at-zero", "learning-rate-too-high", "lost-updates",
+    "gradient-underflow", "loss-scale", "frozen-module", "no-update", "dead-units", "exploding-gradients", "exploding-weights",
+    "vanishing-gradients", "learning-rate-too-low", "spikes", "gradient-noise", "always-clipped", "language-ignored",
+    "unlearnt-dimension", "unlearnt-horizon", "unlearnt-task", "dominated-loss",
     "duplicate-data", "constant-dimension", "outliers", "diverged", "oscillation", "nothing-learnt", "overfitting", "validation-too-small",
     "no-validation", "data-bound", "regularised", "update-ratio", "slow-average", "overflows", "frozen-by-choice", "too-short",
 )  # fmt: skip
@@ -22,6 +23,12 @@ ORDER = (
 EXPLAINS = {
     "frozen-module": ("nothing-learnt", "learning-rate-too-low", "language-ignored"),
     "schedule-at-zero": ("nothing-learnt", "learning-rate-too-low", "no-update"),
+    "lost-updates": ("no-update", "learning-rate-too-low", "nothing-learnt", "language-ignored", "unlearnt-dimension", "unlearnt-task"),
+    "gradient-underflow": (
+        "frozen-module", "no-update", "vanishing-gradients", "nothing-learnt", "learning-rate-too-low", "language-ignored", "loss-scale",
+    ),
+    "non-finite": ("loss-scale",),
+    "gradient-noise": ("oscillation", "language-ignored"),
     "dead-units": ("nothing-learnt", "vanishing-gradients", "language-ignored", "frozen-module", "learning-rate-too-low"),
     "exploding-gradients": ("always-clipped", "vanishing-gradients", "nothing-learnt", "language-ignored"),
     "vanishing-gradients": ("nothing-learnt", "language-ignored", "learning-rate-too-low"),
