@@ -143,6 +143,20 @@ def test_the_command_prints_a_table_or_json_and_is_strict_when_asked(run, capsys
     assert ended.value.code == 1
 
 
+def test_every_fold_of_a_run_is_judged(run, tmp_path, capsys):
+    for index in range(2):
+        shutil.copytree(run, tmp_path / "all" / f"fold-{index}")
+    add(tmp_path / "all" / "fold-1", step=61, kind="skipped", reason="spike", loss=900.0, terms={}, gradient_norm=1.0, episodes="3, 5")
+    with pytest.raises(SystemExit):
+        command.main([str(tmp_path / "all"), "--json", "--strict"])
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["fold-0", "fold-1"]
+    assert not [one for one in found["fold-0"] if one["severity"] != "note"]
+    assert found["fold-1"][0]["code"] == "spikes"
+    command.main([str(tmp_path / "all")])
+    assert "fold-0: nothing above a note" in "".join(capsys.readouterr().out.split("\n"))
+
+
 def test_losses_that_come_again_are_a_warning_however_few_were_skipped(run):
     rewrite(run, "train", lambda line, index: {**line, "step": 100 * line["step"]})
     add(run, step=6001, kind="skipped", reason="spike", loss=900.0, terms={}, gradient_norm=1.0, episodes="3, 5")

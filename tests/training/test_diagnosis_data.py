@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deftly import storage
-from deftly.data.split import split_episodes
+from deftly.data.split import fold_episodes, split_episodes
 from deftly.data.writer import DatasetWriter, EpisodeData
 from deftly.recipes import RECIPES
 from deftly.run import train
@@ -85,6 +85,27 @@ def test_a_held_out_copy_of_a_training_episode_is_named(tmp_path):
     found[training[1]] = found[training[0]]
     run_of(written(tmp_path / "twice", found), tmp_path / "other")
     assert set(verdicts(tmp_path / "other")) & {"leaking-split", "duplicate-data"} == {"duplicate-data"}
+
+
+def test_a_fold_is_judged_by_what_it_held_out(tmp_path):
+    found = episodes()
+    splits = fold_episodes(read_dataset(written(tmp_path / "sound", found)), 3, RECIPES["imitate"](True).seed)
+    training, held_out = splits[1]
+    found[held_out[0]] = found[training[0]]
+    data = written(tmp_path / "data", found)
+    (tmp_path / "all").mkdir()
+    for index in range(3):
+        run = run_of(data, tmp_path / "all" / f"fold-{index}")
+        storage.write_json(tmp_path / "all" / f"fold-{index}" / "run.json", run.replace(name=f"imitate fold {index}").to_dict())
+    storage.write_json(tmp_path / "all" / "run.json", run.replace(folds=3, world=None).to_dict())
+    leak = verdicts(tmp_path / "all" / "fold-1")["leaking-split"]
+    assert f"1 of {len(held_out)} held-out episodes have a copy in training, e.g. {held_out[0]} and {training[0]}" in leak.evidence
+    # Every pair is torn apart in two folds, once each way, and together in the third.
+    assert sum("leaking-split" in verdicts(tmp_path / "all" / f"fold-{index}") for index in range(3)) == 2
+    (tmp_path / "fold-1").mkdir()
+    for name in ("run.json", "metrics.jsonl"):
+        (tmp_path / "fold-1" / name).write_bytes((tmp_path / "all" / "fold-1" / name).read_bytes())
+    assert set(verdicts(tmp_path / "fold-1")) & {"leaking-split", "duplicate-data"} == {"duplicate-data"}
 
 
 def read_dataset(path):

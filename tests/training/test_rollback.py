@@ -10,6 +10,9 @@ import torch
 from deftly import storage
 from deftly.training.checkpoint import read_tensors
 from deftly.training.guard import TrainingError
+from deftly.training.schedule import ConstantConfig
+from deftly.training.start import StartConfig
+from guards import guards
 from training.toys import ToyStream, fingerprint, log_lines, make_trainer, small_config
 
 BAD = dict.fromkeys(range(16, 19), math.nan)  # steps 17 to 19
@@ -91,6 +94,53 @@ def test_with_nothing_to_go_back_to_the_run_ends_at_once(tmp_path):
         stuck(tmp_path, poison=dict.fromkeys(range(2, 30), math.nan)).fit()
     with pytest.raises(TrainingError, match="step 19"):
         stuck(tmp_path / "never", max_rollbacks=0).fit()
+
+
+def test_a_fresh_run_that_is_stuck_says_what_happened(tmp_path):
+    with pytest.raises(TrainingError, match=r"to go back to: the first is due at step 7\b") as caught:
+        stuck(tmp_path / "early", poison=dict.fromkeys(range(2, 30), math.nan)).fit()
+    assert "nothing has been learnt" not in str(caught.value)
+    with pytest.raises(TrainingError, match="no step of this run was good, so nothing has been learnt"):
+        stuck(tmp_path / "never", poison=dict.fromkeys(range(30), math.nan)).fit()
+    with pytest.raises(TrainingError, match=r"to go back to: training\.checkpoint_every is null"):
+        stuck(tmp_path / "none", checkpoint_every=None).fit()
+
+
+def moved(tmp_path, name, calls=None):
+    """Goes on from step 14 of another run, and is stuck at once."""
+    change = {"start": StartConfig(path=tmp_path / "first"), "schedule": ConstantConfig()}
+    return stuck(tmp_path / name, poison=dict.fromkeys(range(14, 17), math.nan), calls=calls, **change)
+
+
+def test_a_run_that_went_on_elsewhere_goes_back_to_where_it_began(tmp_path):
+    first = stuck(tmp_path / "first", poison={}, steps=14, schedule=ConstantConfig())
+    first.fit()
+    whole, seen = moved(tmp_path, "moved"), []
+    go_back = whole.update.go_back
+    whole.update.go_back = lambda tensors, state: (go_back(tensors, state), seen.append(whole.update.tensors(0)))  # type: ignore[method-assign]
+    assert whole.fit(allow_change=["training.steps"])["rollbacks"] == 1
+    for ours, theirs in zip(seen[0], first.update.tensors(0), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    (line,) = (line for line in log_lines(tmp_path / "moved") if line["kind"] == "rollback")
+    assert (line["first_bad_step"], line["last_bad_step"], line["weights_of_step"]) == (15, 17, 14)
+    with pytest.raises(SystemExit):
+        moved(tmp_path, "cut", calls={16: lambda: os.kill(os.getpid(), signal.SIGTERM)}).fit(allow_change=["training.steps"])
+    cut = moved(tmp_path, "cut")
+    cut.fit(resume=True)
+    assert fingerprint(cut) == fingerprint(whole)
+
+
+@guards("training.rollback.beginning")
+def test_it_does_not_go_back_to_what_is_no_longer_where_it_began(tmp_path, capsys):
+    stuck(tmp_path / "first", poison={}, steps=14, schedule=ConstantConfig()).fit()
+
+    def change():
+        path = tmp_path / "first" / "checkpoints" / "step-00000014" / storage.MANIFEST
+        path.write_text(path.read_text() + "\n")
+
+    with pytest.raises(TrainingError, match="no checkpoint to go back to: the first is due at step 21"):
+        moved(tmp_path, "moved", calls={15: change}).fit(allow_change=["training.steps"])
+    assert "is no longer the checkpoint that this run began with; not going back to it" in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_is_broken_is_passed_over(tmp_path, capsys):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deftly.training.diagnosis.examine import diagnose
 from deftly.training.diagnosis.verdicts import Verdict
+from deftly.training.tracking import METRICS
 
 COLOURS = {"fault": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -24,22 +25,31 @@ def command(run: tyro.conf.Positional[Path], json: bool = False, strict: bool = 
     """Read what a run wrote about itself, and its dataset's numbers, and say what is wrong, why, and what to do. Trains nothing.
 
     Args:
-        run: a run directory; the run may still go on.
+        run: a run directory; the run may still go on. Of a run with folds, every fold is judged.
         json: print the verdicts as JSON.
         strict: exit with 1 where there is a warning or a fault.
         data: look at the dataset too, where it is still there.
     """
-    verdicts = diagnose(run, look_at_data=data)
+    found = {part: diagnose(part, look_at_data=data) for part in parts(run)}
     if json:
-        print_json(verdicts)
+        print_json(found)
     else:
-        print_table(verdicts, run)
-    if strict and any(verdict.severity != "note" for verdict in verdicts):
+        for part, verdicts in found.items():
+            print_table(verdicts, part)
+    if strict and any(verdict.severity != "note" for verdicts in found.values() for verdict in verdicts):
         sys.exit(1)
 
 
-def print_json(verdicts: list[Verdict]) -> None:
-    print(json.dumps([verdict.to_dict() for verdict in verdicts], ensure_ascii=False, indent=2))
+def parts(run: Path) -> list[Path]:
+    """The folds of a run that has some, in order; else the run itself."""
+    folds = [path for path in run.glob("fold-*") if (path / METRICS).is_file()] if not (run / METRICS).is_file() else []
+    return sorted(folds, key=lambda path: (len(path.name), path.name)) or [run]
+
+
+def print_json(found: dict[Path, list[Verdict]]) -> None:
+    """A list; of several folds, a list for each name."""
+    plain = {part.name: [verdict.to_dict() for verdict in verdicts] for part, verdicts in found.items()}
+    print(json.dumps(plain if len(plain) > 1 else next(iter(plain.values())), ensure_ascii=False, indent=2))
 
 
 def print_table(verdicts: list[Verdict], run: Path) -> None:

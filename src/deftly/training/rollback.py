@@ -4,7 +4,8 @@ So the batches that it was stuck in are left behind, no step number comes twice,
 is in the checkpoints that follow. After the last one that is allowed the run ends, with what is known of it in `failure.json`.
 
 Which checkpoint that is must not depend on where a run was interrupted: only those count that `checkpoint_every` asks for, and of these the
-newest from before the first bad step, where one is left.
+newest from before the first bad step, where one is left. A run that goes on from another one's checkpoint (`start.py`), and is stuck before
+the first of its own, goes back to that, if it still is what it was.
 """
 
 from __future__ import annotations
@@ -33,13 +34,16 @@ class Rollbacks:
         self.directory, self.checkpoints, self.every, self.limit, self.say = directory, checkpoints, every, limit, say
         self.done: list[dict[str, int]] = []
 
-    def target(self, step: int, taken: Taken, batch: Batch, guard: Guard) -> Snapshot:
-        """The checkpoint to go back to from `step`; raises `TrainingError` where there is none, or where going back has not helped."""
+    def target(self, step: int, taken: Taken, batch: Batch, guard: Guard, origin: dict[str, Any] | None = None) -> Snapshot:
+        """The checkpoint to go back to from `step`, of a run that began as `origin` says (`start.origin`).
+
+        Raises `TrainingError` where there is none, or where going back has not helped.
+        """
         first = step - guard.in_a_row + 1
         exhausted = len(self.done) >= self.limit
-        snapshot = None if exhausted else self._newest_before(first)
+        snapshot = None if exhausted else self._newest_before(first) or self._beginning(origin)
         if snapshot is None:
-            after = f"after {len(self.done)} rollbacks" if self.done else "with no checkpoint to go back to" if self.limit else ""
+            after = f"after {len(self.done)} rollbacks" if self.done else self._nowhere(first) if self.limit else ""
             _, episodes = samples_of_all(batch)
             if distributed.rank() == 0:
                 self._report(step, taken, episodes, guard)
@@ -58,6 +62,30 @@ class Rollbacks:
             except DataError as error:
                 self.say(f"{error}; not going back to it")
         return None
+
+    def _beginning(self, origin: dict[str, Any] | None) -> Snapshot | None:
+        """The checkpoint of another run that this one went on from."""
+        if self.every is None or origin is None or origin["way"] != "continued":
+            return None
+        path = Path(origin["from"])
+        try:
+            if not path.is_dir() or storage.sha256(path / storage.MANIFEST) != origin["sha256"]:  # guard: training.rollback.beginning
+                raise DataError(f"{path}: is no longer the checkpoint that this run began with")
+            return read(path, self.checkpoints.piece)
+        except (DataError, OSError) as error:
+            self.say(f"{error}; not going back to it")
+        return None
+
+    def _nowhere(self, first: int) -> str:
+        """Why there is no checkpoint to go back to."""
+        when = (
+            "training.checkpoint_every is null"
+            if self.every is None
+            else f"the first is due at step {-(-first // self.every) * self.every}"
+        )
+        lost = "" if not self.checkpoints.steps() or self.every is None else "none of training.checkpoint_every can be read"
+        good = "; no step of this run was good, so nothing has been learnt" if first == 1 else ""
+        return f"with no checkpoint to go back to: {lost or when}{good}"
 
     def _report(self, step: int, taken: Taken, episodes: Tensor, guard: Guard) -> None:
         storage.write_json(

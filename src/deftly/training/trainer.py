@@ -248,7 +248,7 @@ class Trainer:
         """Take the weights, moments and averages of the last good checkpoint, and go on with the batches that come next."""
         self.best = self.saver.settle(self.best)
         distributed.any_rank(False)  # no rank reads before the first one has written
-        snapshot = self.rollbacks.target(self.step, taken, batch, self.update.guard)
+        snapshot = self.rollbacks.target(self.step, taken, batch, self.update.guard, self.origin)
         self.update.go_back(Tensors(snapshot.objective, snapshot.raw, snapshot.optimizer), snapshot.trainer)
         self.journal.rolled_back(self.step, self.rollbacks.done)
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deftly import storage
 from deftly.data import quarantine
 from deftly.data.columns import Columns
 from deftly.data.dataset import Dataset
 from deftly.data.source import DataConfig
-from deftly.data.split import split_episodes
+from deftly.data.split import Split, fold_episodes, split_episodes
 from deftly.data.store import default_cache
 from deftly.training.diagnosis.record import Record, number, share
 from deftly.training.diagnosis.verdicts import Verdict
@@ -62,12 +63,23 @@ def _open(record: Record) -> Recorded | None:
         config = DataConfig.parse(values, str(record.directory / "run.json"))
         dataset, _ = quarantine.open_sound(config.path, config.check)
         columns = Columns.prepare(dataset, default_cache(dataset.root))
-        training, validation = split_episodes(dataset, config.validation_fraction, int(record.run.get("seed", 0)))
+        training, validation = _split(record, dataset, config.validation_fraction)
     except (UsageError, OSError):
         return None
-    if re.search(r" fold \d+$", str(record.run.get("name", ""))):
-        validation = validation[:0]  # which episodes a fold held out is not in its run.json
     return Recorded(dataset, columns, training, validation)
+
+
+def _split(record: Record, dataset: Dataset, fraction: float) -> Split:
+    """As training made it. How many folds there are is in the run.json of all of them, beside a fold's own."""
+    seed, fold = int(record.run.get("seed", 0)), re.search(r" fold (\d+)$", str(record.run.get("name", "")))
+    if fold is None:
+        return split_episodes(dataset, fraction, seed)
+    whole = record.directory.resolve().parent / "run.json"
+    known = storage.read_json(whole) if whole.is_file() else None
+    folds = known.get("folds") if isinstance(known, dict) else None
+    if not isinstance(folds, int) or int(fold[1]) >= folds:  # moved away: all is looked at, and nothing is known of the split
+        return np.arange(dataset.num_episodes), np.arange(0)
+    return fold_episodes(dataset, folds, seed)[int(fold[1])]
 
 
 def _copies(record: Record, recorded: Recorded) -> Iterator[Verdict]:
