@@ -20,14 +20,14 @@ from deftly.models.vision import CNNConfig
 from deftly.objectives.imitation import Imitation
 from deftly.training import distributed, shards
 from deftly.training.checkpoint import Checkpoints, Snapshot
-from deftly.training.locate import samples_of_all
 from deftly.training.measures import MeasuresConfig
 from deftly.training.noise import estimate
 from deftly.training.start import StartConfig
 from deftly.training.stopping import EarlyStopConfig
 from deftly.training.trainer import Trainer
-from deftly.types import Batch, Clock, Stream, Term, UsageError
+from deftly.types import Batch, Stream, UsageError
 from guards import guards
+from training.faulty import skip
 from training.ranks import run_ranks
 from training.toys import Adversarial, Distilled, StackedPolicy, ToyStream, TwoTerms, log_lines, make_trainer, small_config
 
@@ -103,50 +103,6 @@ def held_out_of(stream: Stream) -> Iterator[Batch]:
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
-
-
-class Steep(TwoTerms):
-    """A term that is 0 and has an infinite gradient for samples of domain 1."""
-
-    def forward(self, batch, clock, counts):
-        terms = super().forward(batch, clock, counts)
-        actions = self.policy(batch)[batch.domain == 1]
-        return {**terms, "steep": Term((actions - actions.detach()).sqrt().sum())}
-
-
-def faulty(fault: str) -> tuple[Batch, Batch]:
-    """A good batch, and one whose sample 5 has a state that is not a number, or a gradient that is infinite."""
-    stream = ToyStream(SIZE, torch.float64)
-    good, bad = stream.next(), stream.next()
-    if fault == "nan":
-        bad.state[5, 0, 2] = float("nan")
-    else:
-        bad.domain[5] = 1
-    return good, bad
-
-
-def skip(directory: Path, fault: str, **changes) -> dict:
-    """What becomes of a faulty step after a good one, on this rank."""
-    torch.manual_seed(1)
-    config = small_config(count_flops=False, **changes)
-    trainer = make_trainer(directory, objective=Steep(StackedPolicy()).double(), stream=ToyStream(), config=config)
-    ranks, rank = distributed.world_size(), distributed.rank()
-    good, bad = (batch.split(ranks)[rank] for batch in faulty(fault))
-    assert trainer.update(good, Clock(0, 30)).accepted
-    before = trainer.update.tensors(1)
-    taken = trainer.update(bad, Clock(1, 30))
-    after = trainer.update.tensors(1)
-    assert taken.origin is not None
-    same = [torch.equal(mine[name], theirs[name]) for mine, theirs in zip(before, after, strict=True) for name in mine]
-    return {
-        "accepted": taken.accepted,
-        "unchanged": all(same) and len(same) > 30,
-        "skipped": trainer.update.guard.skipped,
-        "loss": str(taken.numbers["loss"]),
-        "origin": taken.origin.to_dict(),
-        "said": str(taken.origin),
-        "keys": samples_of_all(bad)[0],
-    }
 
 
 def every_way(folder: str, *names: str) -> None:
