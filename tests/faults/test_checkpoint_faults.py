@@ -407,14 +407,29 @@ def edit_trainer(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda state: state.update(last={"loss": "low"}), "last.loss: "),
         (lambda state: state.update(environment=None), "environment: "),
         (lambda state: state.pop("guard"), "guard: "),
-        (lambda state: state.update(guard={}), "trainer.json"),
-        (lambda state: state.update(running={"sums": 3, "count": 1}), "trainer.json"),
+        (lambda state: state.update(guard={}), "guard.skipped: Field required"),
+        (lambda state: state["guard"].update(skipped="x"), "guard.skipped: "),
+        (lambda state: state["guard"].update(in_a_row=[1]), "guard.in_a_row: "),
+        (lambda state: state["guard"].update(calm="x"), "guard.calm: "),
+        (lambda state: state["guard"].update(credit=-(10**400)), "guard.credit: "),
+        (lambda state: state["guard"].update(window=[1.0, None]), "guard.window.1: "),
+        (lambda state: state.update(ema_updates="x"), "ema_updates: "),
+        (lambda state: state.update(ema_updates=-9), "ema_updates: "),
+        (lambda state: state["accumulation"].update(used="x"), "accumulation.used: "),
+        (lambda state: state["accumulation"].update(used=-1), "accumulation.used: "),
+        (lambda state: state.update(scaler={"scale": 0, "steps": 1, "overflows": 0}), "scaler.scale: "),
+        (lambda state: state["early_stop"].update(waited=-1), "early_stop.waited: "),
+        (lambda state: state.update(rollbacks=[{"a": "b"}]), "rollbacks.0.a: "),
+        (lambda state: state.update(best={"step": state["step"] + 1, "loss": -1e9}), "is of step"),
+        (lambda state: state.update(running={"sums": {"loss": "x"}, "count": 1}), "running.sums.loss: "),
+        (lambda state: state.update(running={"sums": 3, "count": 1}), "running.sums: "),
         (lambda state: state.update(seconds={}), "trainer.json"),
         (lambda state: state.update(stream={"where": "\n\x1b[31mhere"}), "trainer.json"),
         (lambda state: state.update(environment={}), "trainer.json"),
         (lambda state: state.update(contract={"_target_": "os.system", "a\nb\x1b[31m" * 99: 1}), "contract"),
     ],
 )
+@guards("training.saved_state.best")
 def test_x3_a_trainers_state_with_other_fields_is_refused(run: Path, change: Callable[[dict[str, Any]], object], message: str):
     edit_trainer(run, change)
     text, code = refusal(lambda: trainer(run).fit(resume=True))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pydantic
 import torch
 
 from deftly.contract import Contract, differences
 from deftly.data.source import DataConfig
 from deftly.training import distributed
-from deftly.training.checkpoint import TRAINER, Snapshot
+from deftly.training.checkpoint import Snapshot
 from deftly.training.config import TrainingConfig
+from deftly.training.saved_state import check_state
 from deftly.types import DataError, UsageError
 
 
@@ -56,49 +55,6 @@ def environment(config: TrainingConfig, device: torch.device) -> dict[str, Any]:
 
 FREE = (*(f"training.{name}" for name in TrainingConfig.FREE), *(f"data.{name}" for name in DataConfig.FREE))  # where a run has them
 MOST_NAMES = 8  # that are offered one by one; of more, the parts of the config that they are in
-
-
-class Best(pydantic.BaseModel):
-    step: int
-    loss: float
-
-
-class State(pydantic.BaseModel):
-    """The part of `trainer.json` that is used as it stands; the rest is checked by whom it belongs to, when it is put back."""
-
-    model_config = pydantic.ConfigDict(strict=True)
-
-    step: int = pydantic.Field(ge=0)
-    samples: int = pydantic.Field(ge=0)
-    best: Best | None
-    last: dict[str, float | None]
-    dataset_hash: str
-    contract: dict[str, Any] | None
-    environment: dict[str, Any]
-    guard: dict[str, Any]
-    stream: Any
-
-
-@contextmanager
-def reading(where: Path) -> Iterator[None]:
-    """What is put back in here was read from a checkpoint: where it does not fit, the checkpoint is at fault, in one line."""
-    try:
-        yield
-    except (UsageError, torch.OutOfMemoryError):
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        what = f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else 'no more is known'}"
-        raise DataError(f"{where / TRAINER}: does not hold what a trainer saves ({what}); use an earlier checkpoint") from error
-
-
-def check_state(state: dict[str, Any], where: Path) -> None:
-    """`DataError` for the first field of a trainer's state that is missing or of another kind."""
-    try:
-        State.model_validate(state)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{where / TRAINER}: {field}: {first['msg']}; use an earlier checkpoint") from None
 
 
 DATASET = "dataset"  # what `allowed` calls the data itself, as opposed to the config's fields

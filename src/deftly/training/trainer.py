@@ -30,6 +30,7 @@ from deftly.training.lifetime import Interrupt, interruptible
 from deftly.training.precision import make_deterministic, warning
 from deftly.training.resume import shortened
 from deftly.training.rollback import Rollbacks
+from deftly.training.saved_state import reading
 from deftly.training.saver import Saver
 from deftly.training.start import check_there, origin, read_source, read_whole, take_weights
 from deftly.training.step import check_batch
@@ -197,7 +198,7 @@ class Trainer:
     def _go_on(self, snapshot: Snapshot, where: Path, allow_change: Sequence[str], elsewhere: bool = False) -> None:
         """Everything as it stood in a checkpoint, once it is known to be of this run."""
         misfit = self.update.misfit(snapshot.objective if snapshot.raw is None else snapshot.raw)
-        with resume.reading(where):
+        with reading(where):
             changes = resume.require_same_run(self.identity, snapshot, where, allow_change, misfit=misfit, elsewhere=elsewhere)
             for note in changes.notes:
                 self.journal.say(note)
