@@ -19,6 +19,8 @@ from deftly import storage
 from deftly.types import DataError, UsageError
 from guards import guards
 
+TERABYTE = 1 << 40
+
 
 class Crash(BaseException):
     """What ends a process at a point of the test's choice: no `except Exception` may catch it."""
@@ -220,7 +222,7 @@ def flip(path: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: flip(folder / "b.txt"), r"b\.txt: differs from its sha256"),
-        (lambda folder: (folder / "b.txt").write_text("x"), r"b\.txt: differs from its sha256"),
+        (lambda folder: (folder / "b.txt").write_text("x"), r"b\.txt: differs from manifest\.json: 1 bytes, "),
         (lambda folder: (folder / "b.txt").unlink(), r"b\.txt: listed in manifest\.json but missing"),
         (lambda folder: (folder / "manifest.json").unlink(), r"manifest\.json: missing"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "not a manifest"),
@@ -378,6 +380,25 @@ def test_a_last_line_with_zeros_is_what_a_crash_leaves_and_one_elsewhere_is_dama
     storage.mend_lines(path)
     with pytest.raises(DataError, match=r"log\.jsonl:1: not valid JSON"):
         list(storage.read_lines(path))
+
+
+@guards("storage.size", "storage.listed_json", "storage.holes")
+@pytest.mark.parametrize(
+    ("name", "listed", "message"),
+    [("z.bin", 3, "bytes, 3 are listed"), ("z.json", TERABYTE, "bytes of JSON"), ("z.safetensors", TERABYTE, "such holes")],
+)
+def test_a_terabyte_of_nothing_is_refused_unread(tmp_path, monkeypatch, name: str, listed: int, message: str):
+    """A hostile manifest lists it; a file of holes costs whoever made it nothing, and whoever hashes it half an hour."""
+    monkeypatch.setattr(storage, "sha256", lambda path: pytest.fail(f"{path} was read"))
+    (tmp_path / "a.txt").write_text("small, and first")
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(TERABYTE)
+    entries = {"a.txt": {"bytes": 16, "sha256": "0"}, name: {"bytes": listed, "sha256": "0"}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": entries}))
+    started = time.perf_counter()
+    with pytest.raises(DataError, match=message):
+        storage.verify(tmp_path)
+    assert time.perf_counter() - started < 1
 
 
 @guards("storage.listed")

@@ -26,6 +26,7 @@ from deftly.types import DataError, UsageError
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 256 << 20
 MAX_MANIFEST_BYTES = 8 << 20  # brackets alone become twenty times as many bytes of Python
+LARGE_BYTES, MOST_HOLES = 256 << 20, 1000  # a file that is larger, and so many times what the disk holds of it, is all holes
 MAX_TENSOR_NAMES_BYTES = 8 << 20  # a header of a safetensors file: 80 000 tensors
 _held: set[int] = set()  # descriptors of the locks of this process
 
@@ -304,21 +305,39 @@ def verify(directory: Path, most: int = MAX_MANIFEST_BYTES) -> dict[str, Any]:
     manifest = read_json(path, most)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise DataError(f"{path}: not a manifest")
-    for name, entry in manifest["files"].items():
-        try:
-            place = inside(directory, name)
-            if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
-                raise DataError(f"{path}: the entry of {name[:80]!r} has no bytes and sha256; the manifest is corrupt")
-            _verify_file(place, entry)
-        except OSError as error:
-            raise DataError(f"{path}: the file {name[:80]!r} cannot be read ({error.strerror}); use an earlier one") from None
+    for check in (_check_size, _check_contents):  # the sizes of all, before a byte of any is read
+        for name, entry in manifest["files"].items():
+            try:
+                place = inside(directory, name)
+                if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
+                    raise DataError(f"{path}: the entry of {name[:80]!r} has no bytes and sha256; the manifest is corrupt")
+                check(place, entry)
+            except OSError as error:
+                raise DataError(f"{path}: the file {name[:80]!r} cannot be read ({error.strerror}); use an earlier one") from None
     return manifest
 
 
-def _verify_file(path: Path, entry: dict[str, Any]) -> None:
+def _check_size(path: Path, entry: dict[str, Any]) -> None:
+    """What would take hours to hash is refused by its size: another than is listed, JSON that nobody reads, a file of holes."""
     if not path.is_file():  # guard: storage.listed_is_there
         raise DataError(f"{path}: listed in {MANIFEST} but missing; the directory is incomplete, use an earlier one")
-    if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:  # guard: storage.sha256
+    about = path.stat()
+    if about.st_size != entry["bytes"]:  # guard: storage.size
+        listed = str(entry["bytes"])[:20]
+        raise DataError(
+            f"{path}: differs from {MANIFEST}: {about.st_size} bytes, {listed} are listed; the file is corrupt, use an earlier one"
+        )
+    if path.suffix == ".json" and about.st_size > MAX_JSON_BYTES:  # guard: storage.listed_json
+        raise DataError(f"{path}: {about.st_size} bytes of JSON is more than {MAX_JSON_BYTES}; use an earlier one")
+    on_disk = getattr(about, "st_blocks", about.st_size) * 512
+    if about.st_size > LARGE_BYTES and about.st_size > MOST_HOLES * on_disk:  # guard: storage.holes
+        raise DataError(
+            f"{path}: {about.st_size} bytes, of which {on_disk} are on the disk: nothing of ours has such holes; use an earlier one"
+        )
+
+
+def _check_contents(path: Path, entry: dict[str, Any]) -> None:
+    if sha256(path) != entry["sha256"]:  # guard: storage.sha256
         raise DataError(f"{path}: differs from its sha256 in {MANIFEST}; the file is corrupt, use an earlier one")
 
 

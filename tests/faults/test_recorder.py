@@ -215,7 +215,7 @@ def test_a_damaged_episode_is_named(tmp_path):
         record(recorder, 1)
     path = tmp_path / "data" / RECORDING / "episode-00000001/rows.parquet"
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(DataError, match=r"rows\.parquet: differs from its sha256.*move .*episode-00000001 away"):
+    with pytest.raises(DataError, match=r"rows\.parquet: differs from manifest.*move .*episode-00000001 away"):
         Dataset.open(tmp_path / "data")
     shutil.rmtree(path.parent)
     require_episodes(tmp_path / "data", 1)
