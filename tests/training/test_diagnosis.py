@@ -68,6 +68,14 @@ def test_what_a_cause_explains_becomes_a_note_and_a_note_explains_nothing():
     assert found[0].severity == "warning"
 
 
+def test_what_is_said_of_many_parts_is_one_verdict():
+    many = [Verdict(code="frozen-by-choice", severity="note", what=f"{i} is frozen", evidence=f"{i} of 9", remedy="") for i in range(6)]
+    (one,) = ranked(many)
+    assert one.what == "0 is frozen (and 5 more)"
+    assert one.evidence == "0 of 9; 1 is frozen: 1 of 9; 2 is frozen: 2 of 9; 3 is frozen: 3 of 9; and 2 more"
+    assert ranked(many[:1]) == many[:1]
+
+
 def test_every_code_that_is_explained_has_a_place():
     assert {code for symptoms in EXPLAINS.values() for code in symptoms} | set(EXPLAINS) <= set(ORDER)
     assert len(set(ORDER)) == len(ORDER)
@@ -172,6 +180,20 @@ def test_losses_that_come_again_are_a_warning_however_few_were_skipped(run):
 
 
 # -- verdicts ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_waiting_for_data_is_a_habit_and_no_single_stall(run):
+    def waits(seconds, every):
+        def change(line, index):
+            data = seconds if line["step"] % every == 0 else 0.0
+            return {**line, "time": {"data": data, "forward_backward": 0.1, "optimizer": 0.0, "other": 0.0}}
+
+        return change
+
+    rewrite(run, "train", waits(30.0, 40))
+    assert "data-bound" not in codes(run)
+    rewrite(run, "train", waits(0.3, 5))
+    assert codes(run)["data-bound"].evidence == "75% of the time of a step, 60.0 ms of 80.0 ms"
 
 
 def test_a_run_that_gave_up_says_so_until_it_got_further(run):

@@ -29,6 +29,7 @@ OVERFIT_RISE = 0.1  # over the best: validations of one run differ by about a hu
 OVERFIT_FAULT = 0.5
 CLIPPED_SHARE, CLIPPED_FACTOR = 0.95, 10.0  # a norm of ten times the limit: only the direction of the gradient is left
 DATA_SHARE = 0.5  # of the time of a step
+FEWEST_TIMES = 3  # logged lines, of more than which one may be left out
 DATA_LEAST_S = 1e-3  # a step: below it the share is the cost of Python, and no loader would be faster
 STEADY_SPIKES = 1e-3  # of the steps
 
@@ -245,12 +246,15 @@ def _clipping(record: Record) -> Iterator[Verdict]:
 
 
 def _time(record: Record) -> Iterator[Verdict]:
-    lines = record.settled("train")
-    parts = [line.get("time", {}) for line in lines]
-    waiting = sum(part.get("data", 0.0) for part in parts)
-    working = sum(part.get(name, 0.0) for part in parts for name in ("forward_backward", "optimizer", "other"))
-    begin = next((line["step"] for line in reversed(record.of("train")) if line["step"] < lines[0]["step"]), 0) if lines else 0
-    steps = max(1, lines[-1]["step"] - begin) if lines else 1
+    """Of the lines after the beginning, without the one that waited longest: a disk or a machine that was busy once is no habit."""
+    train, settled = record.of("train"), record.settled("train")
+    begins = [0, *(line["step"] for line in train)][len(train) - len(settled) :]
+    parts = [(line.get("time", {}), line["step"] - begin) for line, begin in zip(settled, begins, strict=False)]
+    if len(parts) > FEWEST_TIMES:
+        parts.remove(max(parts, key=lambda part: part[0].get("data", 0.0)))
+    waiting = sum(part.get("data", 0.0) for part, _ in parts)
+    working = sum(part.get(name, 0.0) for part, _ in parts for name in ("forward_backward", "optimizer", "other"))
+    steps = max(1, sum(count for _, count in parts))
     if waiting + working and waiting / (waiting + working) > DATA_SHARE and waiting / steps > DATA_LEAST_S:
         yield Verdict(
             code="data-bound",

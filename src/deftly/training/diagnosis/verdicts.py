@@ -20,6 +20,8 @@ ORDER = (
     "no-validation", "data-bound", "regularised", "update-ratio", "slow-average", "overflows", "frozen-by-choice", "too-short",
 )  # fmt: skip
 
+MOST_LISTED = 4  # parts of which one verdict says the same; the others are counted
+
 EXPLAINS = {
     "frozen-module": ("nothing-learnt", "learning-rate-too-low", "language-ignored"),
     "schedule-at-zero": ("nothing-learnt", "learning-rate-too-low", "no-update"),
@@ -67,7 +69,7 @@ class Verdict:
 
 def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """The worst first; what another verdict of at least the same weight explains becomes a note."""
-    found = list(verdicts)
+    found = gathered(verdicts)
     worst = {code: min(one.rank[0] for one in found if one.code == code) for code in {one.code for one in found}}
     explained = {
         symptom: cause
@@ -77,6 +79,21 @@ def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
     }
     # What is explained by something that is itself explained is explained all the more: nothing has to be undone here.
     return sorted((_explained(one, explained.get(one.code)) for one in found), key=lambda one: one.rank)
+
+
+def gathered(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """One verdict where several say the same of other parts: thirty modules without a gradient are one thing to mend, and one row."""
+    alike: dict[tuple[str, str, str], list[Verdict]] = {}
+    for one in verdicts:
+        alike.setdefault((one.code, one.severity, one.remedy), []).append(one)
+    return [first if not others else _together(first, others) for first, *others in alike.values()]
+
+
+def _together(first: Verdict, others: list[Verdict]) -> Verdict:
+    listed = [f"{one.what}: {one.evidence}" for one in others[: MOST_LISTED - 1]]
+    more = [f"and {len(others) - len(listed)} more"] if len(others) > len(listed) else []
+    what = f"{first.what} (and {len(others)} more)"
+    return Verdict(**{**first.to_dict(), "what": what, "evidence": "; ".join([first.evidence, *listed, *more])})
 
 
 def _explained(verdict: Verdict, cause: str | None) -> Verdict:
