@@ -25,7 +25,7 @@ from deftly.training.noise import estimate
 from deftly.training.start import StartConfig
 from deftly.training.stopping import EarlyStopConfig
 from deftly.training.trainer import Trainer
-from deftly.types import Batch, Stream, UsageError
+from deftly.types import Batch, Clock, Stream, UsageError
 from guards import guards
 from training.faulty import skip
 from training.ranks import run_ranks

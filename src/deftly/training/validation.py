@@ -91,7 +91,7 @@ class HeldOut:
             yield from (Piece(samples, first, stop) for first, stop in itertools.pairwise(ends) if stop > first)
 
     def _cut(self) -> None:
-        at_a_time = -(-self.size // self.parts)
+        at_a_time = -(-self.size // (self.parts * distributed.world_size()))
         if distributed.active() or at_a_time == 1:
             remedy = f"{'lower data.batch_size' if at_a_time > 1 else 'choose a smaller policy'}, or set data.validation_fraction to 0"
             raise TrainingError(f"validation: out of memory with {at_a_time} samples at a time; {remedy}")
