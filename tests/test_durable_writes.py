@@ -32,6 +32,7 @@ PICTURE = "a picture for the eye: the same command draws it again"
 SCRATCH = "in a working folder that is removed at the end, and after a crash"
 
 ALLOWED = {
+    ("training/tensorboard.py", "open"): "written anew from the log in every session",
     ("agent.py", "safetensors.torch.save_file"): COMMITTED,
     ("agent.py", ".save"): "the tokenizer's own, which goes through storage",
     ("cli/data.py", ".save"): PICTURE,

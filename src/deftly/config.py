@@ -96,7 +96,8 @@ def explain(cls: type[pydantic.BaseModel], error: pydantic.ValidationError, wher
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             lines.append(f"{where}: unknown key {field!r}; {hint}")
         else:
-            lines.append(f"{where}: {field or 'value'}: {item['msg'].removeprefix('Value error, ')} (got {str(item['input'])[:80]!r})")
+            got = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
+            lines.append(f"{where}: {field or 'value'}: {item['msg'].removeprefix('Value error, ')}{got}")
     if len(items) > MAX_MISTAKES:
         lines.append(f"{where}: {len(items) - MAX_MISTAKES} more mistakes")
     return "\n".join(lines)

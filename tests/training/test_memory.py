@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from deftly.cli.main import explain
 from deftly.training import memory
 from deftly.training.config import TrainingConfig
 from deftly.training.guard import TrainingError
@@ -185,3 +186,16 @@ def test_a_validation_that_runs_out_of_memory_measures_the_same_in_parts(tmp_pat
 def test_a_validation_for_which_one_sample_is_too_many_ends_in_one_line(tmp_path):
     with pytest.raises(TrainingError, match="validation: out of memory with 1 samples at a time; choose a smaller policy"):
         make_trainer(tmp_path / "run", objective=narrow(0), stream=ToyStream(dtype=torch.float64)).fit()
+
+
+def test_the_plan_names_the_batch_of_all_processes():
+    assert memory.describe(4, 2, None, ranks=2) == "memory: 2 samples at a time on each of 2 processes, 2 times, make the batch of 8"
+    assert memory.describe(8, 1, None) == "memory: 8 samples at a time, 1 times, make the batch of 8"
+
+
+def test_what_does_not_fit_at_all_is_one_line():
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()):
+        text, code = explain(error)
+        assert code == 70
+        assert text.startswith("out of memory (")
+        assert "choose a smaller policy" in text

@@ -8,7 +8,7 @@ import pytest
 from deftly import storage
 from deftly.training import session
 from deftly.training.guard import TrainingError
-from deftly.training.session import SESSIONS, checkout, cpu_model, git, recorded
+from deftly.training.session import SESSIONS, checkout, cpu_model, git, recorded, signal_of
 from deftly.types import UsageError
 from training.toys import ToyStream, make_trainer, small_config
 
@@ -28,6 +28,7 @@ def test_a_resumed_run_shows_every_session(tmp_path):
     assert [(line["kind"], line["step"], line.get("how")) for line in lines] == [
         ("start", 0, None), ("end", 4, "stopped"), ("start", 4, None), ("end", 9, "finished")
     ]  # fmt: skip
+    assert lines[1]["why"] == "SIGTERM"
     start = lines[0]
     assert set(start) == {
         "kind", "time", "step", "command", "versions", "git", "machine", "environment", "dataset_hash", "contract_hash"
@@ -45,6 +46,13 @@ def test_a_failure_is_on_record_in_one_line(tmp_path):
     end = list(storage.read_lines(tmp_path / SESSIONS))[-1]
     assert (end["how"], end["step"]) == ("failed", 2)
     assert end["why"].startswith("TrainingError: step 2: 2 steps in a row")
+
+
+def test_what_ended_a_program_has_a_name():
+    for error, name in ((SystemExit(143), "SIGTERM"), (SystemExit(130), "SIGINT"), (KeyboardInterrupt(), "SIGINT")):
+        assert signal_of(error) == name
+    for error in (SystemExit(2), SystemExit("text"), SystemExit(), ValueError()):
+        assert signal_of(error) is None
 
 
 def test_a_refused_start_is_no_session(tmp_path):

@@ -121,6 +121,18 @@ def test_tensorboard_shows_each_step_once_after_a_crash_and_a_resume(tmp_path):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
+def test_tensorboard_has_no_thread_whose_errors_nobody_gets(tmp_path):
+    before = set(threading.enumerate())
+    tracker = TensorBoardConfig().build(tmp_path, {})
+    tracker.begin([])
+    assert set(threading.enumerate()) == before
+    tracker.close()
+    with open("/dev/full", "wb", buffering=0) as full:
+        tracker.writer._writer = full
+        with pytest.raises(OSError, match="No space left"):
+            tracker.log(1, {"loss": 1.0})
+
+
 def test_tensorboard_that_is_turned_on_later_shows_everything(tmp_path):
     write(tmp_path / METRICS, range(1, 6))
     session(tmp_path, TensorBoardConfig().build(tmp_path, RUN), 3, [4])

@@ -30,7 +30,7 @@ class TrainingConfig(Config):
     """Fields that cannot change a weight: a resumed run may have others. `validate_every` is none: it decides which checkpoint is best.
     Where a run goes back to one (`rollback.py`), which ones there are does decide."""
 
-    steps: int = pydantic.Field(default=10_000, gt=0)
+    steps: int = pydantic.Field(default=10_000, gt=0, le=10**12)
     accumulation: Annotated[int, pydantic.Field(gt=0)] | Literal["auto"] = 1
     """Into how many micro-batches each batch of the stream is cut: less memory, the same gradient. `auto`: as few as fit the device. When
     memory runs out in the middle of a run, there are twice as many from then on."""
@@ -81,7 +81,7 @@ class TrainingConfig(Config):
     """torch.compile: the first steps take minutes, later ones less. Outside of what is repeated bit for bit."""
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """With several processes: whether each has the whole objective (ddp, which `auto` is) or some rows of every parameter (fsdp)."""
-    rank_timeout_s: float = pydantic.Field(default=600.0, gt=0)
+    rank_timeout_s: float = pydantic.Field(default=600.0, gt=0, le=7 * 86_400)
     """With several processes: how long one waits for the others before all give up."""
     deterministic: bool = True
     """On CUDA: algorithms that give the same bits every time (the CPU always does)."""

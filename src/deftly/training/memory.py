@@ -68,7 +68,8 @@ def attempt(work: Callable[[], object], device: torch.device, still_to_come: int
     return Tried(fit.peak <= share * fit.available, fit)
 
 
-def describe(batch_size: int, parts: int, fit: Fit | None) -> str:
-    """The plan, for the reader."""
-    text = f"memory: {batch_size // parts} samples at a time, {parts} times, make the batch of {batch_size}"
+def describe(share: int, parts: int, fit: Fit | None, ranks: int = 1) -> str:
+    """The plan, for the reader; each of the ranks has `share` samples of a batch."""
+    on_each = f" on each of {ranks} processes" if ranks > 1 else ""
+    text = f"memory: {share // parts} samples at a time{on_each}, {parts} times, make the batch of {share * ranks}"
     return text if fit is None else f"{text}; a step takes {fit.peak / GIB:.1f} of {fit.available / GIB:.1f} GiB"

@@ -13,6 +13,7 @@ import functools
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -44,13 +45,21 @@ def recorded(directory: Path, identity: Identity, step: Callable[[], int], say: 
         yield
     except BaseException as error:
         how = "failed" if isinstance(error, Exception) else "stopped"
-        why = without_known(f"{type(error).__name__}: {' '.join(str(error).split())}")[:500]
+        why = signal_of(error) or without_known(f"{type(error).__name__}: {' '.join(str(error).split())}")[:500]
         raise
     finally:
         try:
             storage.append_line(path, {"kind": "end", "time": now(), "step": step(), "how": how, "why": why})
         except OSError as error:
             say(f"WARNING: {path} cannot be written ({error.strerror}): the end of this session is not recorded")
+
+
+def signal_of(error: BaseException) -> str | None:
+    """The signal that ended the program, where one did: the exit code is 128 more than its number."""
+    if isinstance(error, KeyboardInterrupt):
+        return "SIGINT"
+    code = error.code if isinstance(error, SystemExit) else None
+    return next((number.name for number in signal.Signals if code == 128 + number), None)
 
 
 def now() -> str:

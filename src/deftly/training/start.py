@@ -29,7 +29,7 @@ POLICY_WEIGHTS, POLICY_TOKENIZER = "model.safetensors", "tokenizer.json"
 
 
 class StartConfig(Config):
-    """What a run begins with; nothing of it matters once the run has a checkpoint of its own."""
+    """What a run begins with. Once it has a checkpoint of its own it goes on from that."""
 
     path: Path | None = None
     """A run, a checkpoint, a policy directory or a safetensors file; null: fresh weights."""

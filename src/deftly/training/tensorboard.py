@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +21,7 @@ class TensorBoardConfig(Config):
 
     def build(self, directory: Path, run: dict[str, Any]) -> Tracker:
         try:
-            import tensorboard.summary.writer.event_file_writer  # noqa: F401  (before there are threads)
+            import tensorboard.summary.writer.record_writer  # noqa: F401  (before there are threads)
         except ImportError:
             raise UsageError(
                 "training.trackers: tensorboard is not installed; pip install 'deftly[tensorboard]', or leave this tracker out"
@@ -35,12 +37,16 @@ class TensorBoard(Tracker):
 
     def begin(self, history: Iterable[dict[str, Any]]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  (generated)
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter  # its EventFileWriter has a thread, whose errors nobody gets
 
         before = sorted(self.directory.glob("events.out.tfevents.*.deftly"))
-        self.writer = EventFileWriter(str(self.directory), filename_suffix=".deftly")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9:010d}.{platform.node()}.{os.getpid()}.{now % 10**9:09d}.deftly"
+        self.writer = RecordWriter(open(self.directory / name, "xb"))  # noqa: SIM115  (closed with the writer)
+        self.write(Event(step=0, file_version="brain.Event:2"))
         # A START at step 0 makes a TensorBoard that is being looked at forget every step it has read (its `purge_step`).
-        self.writer.add_event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
+        self.write(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
         for line in history:
             self.log(line["step"], scalars(line))
         self.writer.flush()
@@ -52,7 +58,11 @@ class TensorBoard(Tracker):
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]  (generated)
 
         numbers = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self.writer.add_event(Event(step=step, wall_time=time.time(), summary=Summary(value=numbers)))
+        self.write(Event(step=step, wall_time=time.time(), summary=Summary(value=numbers)))
+
+    def write(self, event: Any) -> None:
+        """An event of TensorBoard's, at the end of the file."""
+        self.writer.write(event.SerializeToString())
 
     def flush(self) -> None:
         self.writer.flush()

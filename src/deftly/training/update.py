@@ -170,7 +170,7 @@ class Update:
                 break
             parts = self._require_parts(len(batch), parts, parts + 1, clock)
         self.accumulation = parts
-        self.say(memory.describe(len(batch), parts, fit))
+        self.say(memory.describe(len(batch), parts, fit, distributed.world_size()))
 
     def _count_flops(self, batch: Batch, clock: Clock, parts: int) -> None:
         """What a step of this session computes, by its first micro-batch; leaves no trace. Compiled or cut into rows it cannot be seen."""
