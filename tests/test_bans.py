@@ -41,7 +41,7 @@ FORBIDDEN_METHODS = {"extractall": "writes where the archive says", "load_module
 FORBIDDEN_TEXT = ("0.0.0.0",)
 
 ALLOWED = {
-    ("cli/train.py", "importlib.util.spec_from_file_location"): "`deftly train my.py:recipe`: the user's own file, named by the user",
+    ("own_code.py", "importlib.util.spec_from_file_location"): "my.py:recipe and --code my.py: the user's own file, named by the user",
 }
 
 

@@ -16,7 +16,7 @@ import deftly
 ROOT = Path(deftly.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 RANKS = [
-    {"types", "contract", "config", "randomness", "storage", "progress"},
+    {"types", "contract", "config", "randomness", "storage", "progress", "own_code"},
     {"models", "sim"},
     {"data"},
     {"agent", "rollout"},

@@ -28,6 +28,7 @@ from deftly.contract import FORMAT_VERSION, Contract, Embodiment, differences
 from deftly.data.encoding import ObservationEncoder, Seen, Statistics
 from deftly.data.tokenizer import TextTokenizer
 from deftly.models.policies import AnyPolicyConfig, parse_policy
+from deftly.own_code import Own, classes_of
 from deftly.randomness import seed_of
 from deftly.types import Batch, DataError, Observation, Policy, UsageError
 
@@ -80,8 +81,10 @@ def find_policy(path: Path) -> Path:
     raise UsageError(f"{path}: holds no policy; give a run with a finished checkpoint, a checkpoint or a policy directory")
 
 
-def load(path: Path, device: torch.device | str = "cpu", robot: str | None = None) -> Agent:
+def load(path: Path, device: torch.device | str = "cpu", robot: str | None = None, own: Own = ()) -> Agent:
     """The agent of a policy, checkpoint or run directory; of the `robot` of that name where the policy acts for several, else of the first.
+
+    `own`: the Python file that defines the policy, or its config's class, where it is none of ours; nothing in the directory can name it.
 
     Raises `DataError` naming the file that is missing, altered or does not fit, `UsageError` for a robot that the policy does not know.
     """
@@ -94,7 +97,7 @@ def load(path: Path, device: torch.device | str = "cpu", robot: str | None = Non
     try:
         contract = Contract.load(directory / CONTRACT)
         others = _read_robots(directory / ROBOTS) if ROBOTS in manifest["files"] else {}
-        policy_config = parse_policy(config.read_object(directory / POLICY), str(directory / POLICY))
+        policy_config = parse_policy(config.read_object(directory / POLICY), str(directory / POLICY), classes_of(own))
     except DataError:
         raise
     except UsageError as error:  # a mistake of the file, not of the command

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -37,17 +38,18 @@ class Config(pydantic.BaseModel):
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def parse(cls, values: dict[str, Any], where: str) -> Self:
-        """Validate plain data; an error is one line per mistake and names the nearest right key."""
+    def parse(cls, values: dict[str, Any], where: str, own: Sequence[type[Config]] = ()) -> Self:
+        """Validate plain data; an error is one line per mistake and names the nearest right key. `own` are the user's classes that it may
+        lead to (`own_code.py`)."""
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(values, context={"own": own})
         except pydantic.ValidationError as error:
             raise UsageError(explain(cls, error, where)) from None
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, own: Sequence[type[Config]] = ()) -> Self:
         """Read a JSON file written by `to_json`; raises `UsageError` in one line."""
-        return cls.parse(read_object(path), where=str(path))
+        return cls.parse(read_object(path), str(path), own)
 
 
 def read_object(path: Path) -> dict[str, Any]:

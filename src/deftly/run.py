@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 import torch
@@ -30,10 +30,11 @@ from deftly.data.source import DataConfig
 from deftly.data.split import fold_episodes
 from deftly.data.tokenizer import PAD, UNKNOWN
 from deftly.evaluation.offline import l1_per_spread
-from deftly.models.act import ACTPolicy
+from deftly.models.act import ACTConfig, ACTPolicy
 from deftly.models.policies import AnyPolicyConfig
 from deftly.models.policy import PolicyConfig
 from deftly.objectives.imitation import ImitationConfig
+from deftly.own_code import OrOwn, classes_in
 from deftly.randomness import seed_global
 from deftly.sim.tabletop import TabletopConfig
 from deftly.training import distributed
@@ -53,7 +54,7 @@ class Run(Config):
     seed: int = 0
     data: DataConfig
     policy: AnyPolicyConfig = PolicyConfig()
-    objective: ImitationConfig = ImitationConfig()
+    objective: Annotated[ImitationConfig, OrOwn(("policy",))] = ImitationConfig()
     training: TrainingConfig = TrainingConfig()
     executed_steps: int = pydantic.Field(default=4, ge=1)
     """How many actions of a chunk are played before the next inference."""
@@ -152,7 +153,7 @@ def _train_one(
             return summary
         storage.write_json(directory / SUMMARY_FILE, plain(summary))
         if data.validation is not None:
-            summary = {**summary, "offline": offline(directory, data, device)}
+            summary = {**summary, "offline": offline(directory, data, device, classes_in(run))}
         return summary
     finally:
         data.close()
@@ -210,7 +211,7 @@ def build_policy(run: Run, data: TrainingData) -> Policy:
     """The run's policy with fresh weights, a function of the run's seed, and the pretrained ones that its config names."""
     seed_global("initial weights", run.seed)
     policy = run.policy.build(data.contract, data.tokenizer.size)
-    if isinstance(policy, ACTPolicy) and run.policy.kind == "act" and run.policy.pretrained is not None:
+    if isinstance(policy, ACTPolicy) and isinstance(run.policy, ACTConfig) and run.policy.pretrained is not None:
         policy.vision.load_torchvision(read_weights(run.policy.pretrained), str(run.policy.pretrained))
     return policy
 
@@ -232,7 +233,7 @@ def write_policy(folder: Path, state: dict[str, Tensor], run: Run, data: Trainin
     save_policy(folder, *first, data.tokenizer, run.policy, state, about, robots=others)
 
 
-def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[str, Any]:
+def offline(directory: Path, data: TrainingData, device: torch.device, own: Sequence[type[Config]] = ()) -> dict[str, Any]:
     """Offline error of the policy that this run would act with, on the held-out episodes; written to `offline.json`.
 
     Mean and spread are those of each dataset's own training episodes as recorded, so that runs with and without a mirror can be compared.
@@ -240,7 +241,7 @@ def offline(directory: Path, data: TrainingData, device: torch.device) -> dict[s
     """
     from deftly.agent import load
 
-    agent = load(directory, device=str(device))
+    agent = load(directory, device=str(device), own=own)
     results = {}
     for part in data.parts:
         if part.validation is not None:
@@ -264,7 +265,12 @@ def _train_folds(run: Run, folds: int, directory: Path, *, resume: bool, device:
     if directory.exists() and not resume and any(directory.glob("fold-*")):
         raise UsageError(f"{directory}: holds folds already; pass --resume to go on, or choose another directory")
     if (directory / RUN_FILE).exists():
-        require_same(Run.load(directory / RUN_FILE), run, f"the run in {directory}", "repeat its own settings, or choose another directory")
+        require_same(
+            Run.load(directory / RUN_FILE, classes_in(run)),
+            run,
+            f"the run in {directory}",
+            "repeat its own settings, or choose another directory",
+        )
     storage.write_json(directory / RUN_FILE, run.to_dict())
     results = []
     for index, split in enumerate(splits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deftly import agent
 from deftly.agent import find_policy
 from deftly.cli.executor import using
 from deftly.data.dataset import Dataset
@@ -17,6 +19,7 @@ from deftly.evaluation.baselines import BASELINES, Baseline
 from deftly.evaluation.closed_loop import evaluate
 from deftly.evaluation.plan import EPISODES, SUMMARY, VIDEOS, name_for
 from deftly.evaluation.statistics import Proportion
+from deftly.own_code import classes_of
 from deftly.run import RUN_FILE, Run
 from deftly.types import UsageError
 
@@ -37,6 +40,7 @@ def command(
     robot: str | None = None,
     baselines: tuple[Baseline, ...] = BASELINES,
     videos: int = 3,
+    code: Path | None = None,
 ) -> None:
     """Measure a policy in closed loop on scenes that it has never seen, beside its baselines.
 
@@ -52,8 +56,9 @@ def command(
         robot: which robot the policy acts for, where it was trained on several; the first by default.
         baselines: what stands beside the policy.
         videos: how many successes, and how many failures, are drawn.
+        code: the Python file of yours that defines the policy or the objective, where they are not deftly's own. It is run.
     """
-    directory, config = open_run(run)
+    directory, config = open_run(run, code)
     if config.world is None:
         raise UsageError(
             f"{directory / RUN_FILE}: this run has no world to be judged in (world is null): its offline errors are in offline.json"
@@ -78,15 +83,16 @@ def command(
             training_seeds=known,
             robot=robot,
             executor=where,
+            load=agent.load if code is None else functools.partial(agent.load, own=code.resolve()),
         )
     show(summary if known else {**summary, "notes": [*summary["notes"], SEEDS_UNKNOWN]}, root / chosen)
 
 
-def open_run(path: Path) -> tuple[Path, Run]:
+def open_run(path: Path, code: Path | None = None) -> tuple[Path, Run]:
     """The run directory that a run or a checkpoint belongs to, and its config; `UsageError` when there is none."""
     for directory in (path, path.parent.parent, path.parent.parent.parent):
         if (directory / RUN_FILE).is_file() and (directory / "checkpoints").is_dir():
-            return directory, Run.load(directory / RUN_FILE)
+            return directory, Run.load(directory / RUN_FILE, classes_of(code) if code is not None else ())
     if not path.exists():
         raise UsageError(f"{path}: no such directory; give a run, such as runs/demo")
     raise UsageError(f"{path}: not a run, nor a checkpoint of one (no {RUN_FILE} beside checkpoints/); give a run, such as runs/demo")

@@ -33,6 +33,7 @@ def command(
     out: Path | None = None,
     robot: str | None = None,
     window: bool = True,
+    code: Path | None = None,
 ) -> None:
     """Let a policy act on a sentence of your own; writes a GIF, and shows it in a window where there is a display.
 
@@ -43,13 +44,14 @@ def command(
         out: where the GIF goes; by default below RUN/play.
         robot: which robot the policy acts for, where it was trained on several; the first by default.
         window: show it when there is a display.
+        code: the Python file of yours that defines the policy or the objective, where they are not deftly's own. It is run.
     """
-    directory, config = open_run(run)
+    directory, config = open_run(run, code)
     if config.world is None:
         raise UsageError(f"{directory / RUN_FILE}: this run has no world to play in (world is null)")
     if seed is not None and seed < 0:
         raise UsageError(f"--seed {seed}: a seed is 0 or more")
-    agent = load(run, robot=robot)
+    agent = load(run, robot=robot, own=code or ())
     world = config.world.build()
     agent.check(world.embodiment)
     chosen = find_scene(world, sentence) if seed is None else seed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import importlib.util
 import inspect
 import io
 import json
@@ -19,15 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from deftly.evaluation.report import write_report
+from deftly.own_code import classes_in, classes_of, narrowed, run_file
 from deftly.run import Run, train
 from deftly.training import distributed
 from deftly.training.tensorboard import TensorBoardConfig
 from deftly.training.wandb import WandbConfig
 from deftly.types import UsageError
 
-USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--small] [--FIELD VALUE ...]
+USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--small] [--code my.py] [--FIELD VALUE ...]
                   [--resume --allow-change FIELD ...] [--track tensorboard|wandb|wandb:online ...]
   NAME is a recipe ({recipes}), a run directory or its run.json, or my.py:recipe, which is your own code
+  --code my.py is for a run directory or run.json whose policy, head or objective is of your own code: the file is run
   --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16; a part that is null in
     the recipe (training.early_stop, training.lora) or a list (training.groups) is set in a recipe of your own
   --resume goes on with the run in DIR, and begins one where there is none: the same command starts and restarts
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--track", action="append", default=[], choices=TRACKERS)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--code", type=Path)
     parser.add_argument("--fields", action="store_true")
     parser.add_argument("-h", "--help", action="store_true")
     own, fields = parser.parse_known_args(arguments)
@@ -59,7 +61,7 @@ def main(arguments: list[str]) -> None:
         print("usage:", usage)
         return
     with distributed.said_once():
-        run = override(find_run(own.name, own.small), ["--help"] if own.fields else fields)
+        run = override(find_run(own.name, own.small, own.code), ["--help"] if own.fields else fields)
         if own.track:
             run = run.replace(training=run.training.replace(trackers=tuple(TRACKERS[name] for name in own.track)))
         directory = own.out if own.out is not None else default_directory(own.name, run, own.resume)
@@ -100,7 +102,7 @@ def default_directory(name: str, run: Run, resume: bool) -> Path:
     return Path("runs") / run.name
 
 
-def find_run(name: str, small: bool) -> Run:
+def find_run(name: str, small: bool, code: Path | None = None) -> Run:
     """The run that a word on the command line means; `UsageError` suggests the nearest recipe."""
     from deftly.recipes import RECIPES
 
@@ -114,7 +116,7 @@ def find_run(name: str, small: bool) -> Run:
     if path.is_file():
         if small:
             raise UsageError(f"--small shrinks a recipe; {path} is a whole run: change its fields instead, e.g. --training.steps 10")
-        return Run.load(path)
+        return Run.load(path, classes_of(code) if code is not None else ())
     near = difflib.get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"recipes: {', '.join(RECIPES)}"
     raise UsageError(f"no recipe, run directory or run.json {name!r}; {hint}")
@@ -122,14 +124,7 @@ def find_run(name: str, small: bool) -> Run:
 
 def own_recipe(file: str, function: str, *, small: bool) -> Run:
     """Call `function` of the user's Python file: it is code, and trusted. It takes `small: bool` or nothing, and returns a Run."""
-    path = Path(file)
-    if not path.is_file():
-        raise UsageError(f"{file}: no such file; a recipe of your own is given as my.py:function")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{file}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = run_file(Path(file))
     recipe: Any = getattr(module, function, None)
     if not callable(recipe):
         raise UsageError(f"{file} has no function {function!r}")
@@ -149,12 +144,13 @@ def override(run: Run, fields: list[str]) -> Run:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            changed = tyro.cli(Run, args=fields, default=run, prog="deftly train NAME", config=(tyro.conf.AvoidSubcommands,))
+            shown = narrowed(run)
+            changed = tyro.cli(type(shown), args=fields, default=shown, prog="deftly train NAME", config=(tyro.conf.AvoidSubcommands,))
     except SystemExit as ended:
         if ended.code in (0, None):
             raise
         raise UsageError(f"command line: {plain_words(printed.getvalue())}; `deftly train NAME --fields` lists every field") from None
-    return Run.parse(changed.to_dict(), where="command line")
+    return Run.parse(changed.to_dict(), "command line", classes_in(run))
 
 
 def plain_words(box: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deftly import randomness
 from deftly.config import Config
+from deftly.own_code import OrOwn
 from deftly.types import Batch, Clock
 
 
@@ -138,7 +139,7 @@ class ModulatedBlock(nn.Module):
         return hidden + self.mlp(self.norm(hidden) * (1 + scale) + shift)
 
 
-HeadConfig = Annotated[RegressionConfig | FlowMatchingConfig, pydantic.Field(discriminator="kind")]
+HeadConfig = Annotated[RegressionConfig | FlowMatchingConfig, pydantic.Discriminator("kind"), OrOwn(("features", "chunk", "action_dim"))]
 
 
 def wanted(batch: Batch) -> Float[Tensor, "b k a"]:

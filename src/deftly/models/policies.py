@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import pydantic
 
+from deftly.config import Config
 from deftly.models.act import ACTConfig
 from deftly.models.policy import PolicyConfig
+from deftly.own_code import OrOwn, find
 from deftly.types import UsageError
 
 
@@ -16,14 +19,22 @@ def kind_of(policy: Any) -> Any:
     return policy.get("kind", "film") if isinstance(policy, dict) else getattr(policy, "kind", None)
 
 
+TAKES = ("contract", "vocabulary")
 AnyPolicyConfig = Annotated[
-    Annotated[PolicyConfig, pydantic.Tag("film")] | Annotated[ACTConfig, pydantic.Tag("act")], pydantic.Discriminator(kind_of)
+    Annotated[PolicyConfig, pydantic.Tag("film")] | Annotated[ACTConfig, pydantic.Tag("act")],
+    pydantic.Discriminator(kind_of),
+    OrOwn(TAKES),
 ]
 
 
-def parse_policy(values: dict[str, Any], where: str = "policy.json") -> PolicyConfig | ACTConfig:
-    """The config of a saved policy; `UsageError` in one line when it is not one."""
+def parse_policy(values: dict[str, Any], where: str = "policy.json", own: Sequence[type[Config]] = ()) -> PolicyConfig | ACTConfig:
+    """The config of a saved policy, of ours or of the user's `own`; `UsageError` in one line when it is not one."""
+    kind = kind_of(values)
     for config in (PolicyConfig, ACTConfig):
-        if kind_of(values) == config.model_fields["kind"].default:
-            return config.parse(values, where)
-    raise UsageError(f"{where}: no policy of kind {str(kind_of(values))[:80]!r}; there are film and act")
+        if kind == config.model_fields["kind"].default:
+            return config.parse(values, where, own)
+    found = find(kind, TAKES, own)
+    if found is None:  # guard: models.policies.own
+        known = f"no policy of kind {str(kind)[:80]!r}; there are film and act"
+        raise UsageError(f"{where}: {known}; if it is of your own code, name the file: --code my.py, or own=[ITS_CONFIG] in Python")
+    return found.parse(values, where, own)  # pyright: ignore[reportReturnType]  (what it takes, and gives, is what theirs do)
