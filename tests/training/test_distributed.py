@@ -121,7 +121,7 @@ def test_a_batch_that_does_not_divide_is_refused_before_processes_meet(monkeypat
     for name, given in {"RANK": "0", "WORLD_SIZE": str(ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "here", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, given)
     run = RECIPES["imitate"](True)
-    run = run.replace(data=run.data.replace(batch_size=size), training=run.training.replace(accumulation=cut))
+    run = run.replace(data=run.data.replace(batch_size=size), training=run.training.replace(accumulation=cut, rank_timeout_s=1))
     with pytest.raises(UsageError, match=message):
         train(run, tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()

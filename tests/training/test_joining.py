@@ -40,6 +40,7 @@ def test_a_port_that_is_somebody_elses_is_named_at_once(as_rank, address):
 
 
 @guards("training.joining.all")
+@pytest.mark.timeout(60)
 def test_rank_0_says_for_whom_it_waited(as_rank):
     as_rank(0, free_port(), "no-such-host.invalid")  # which is for the others to know
     with pytest.raises(TrainingError, match=r"rank 0 waited 0\.3 s at no-such-host\.invalid:\d+ for rank 1 of 2: .*rank_timeout_s"):
