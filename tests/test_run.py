@@ -251,7 +251,7 @@ def test_what_the_last_session_came_to_holds_no_more_when_a_run_goes_on(data: Pa
     train(run, tmp_path / "run", device="cpu")
     assert look(tmp_path / "run")["state"] == "finished"
     storage.write_json(tmp_path / "run" / "failure.json", {})
-    longer = run.replace(training=run.training.replace(steps=STEPS + 1, precision="fp32"))
+    longer = run.replace(training=run.training.replace(steps=STEPS + 1).resolve("cpu"))
     prepared = longer.data.build(seed=0, device="cpu", executed_steps=longer.executed_steps)
     trainer = build_trainer(longer, prepared, tmp_path / "run", torch.device("cpu"))
 

@@ -173,3 +173,12 @@ def test_a_format_without_arithmetic_units_is_said(monkeypatch):
     assert warning(torch.device("cpu"), "fp32") is None
     assert "no arithmetic units for fp16" in str(warning(torch.device("cpu"), "fp16"))
     assert warning(torch.device("cuda"), "fp16") is None
+
+
+@pytest.mark.parametrize(("amx", "avx512"), [(False, False), (False, True), (True, True)])
+def test_bf16_is_warned_of_only_where_it_is_slower(monkeypatch, amx, avx512):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    said = warning(torch.device("cpu"), "bf16")
+    assert (said is None) is (amx or avx512)
+    assert TrainingConfig(precision="auto").resolve("cpu").precision == ("bf16" if amx else "fp32")
