@@ -64,6 +64,9 @@ def test_what_a_cause_explains_becomes_a_note_and_a_note_explains_nothing():
     found = ranked([verdict("nothing-learnt", "warning"), verdict("frozen-module", "fault")])
     assert [(one.code, one.severity) for one in found] == [("frozen-module", "fault"), ("nothing-learnt", "note")]
     assert "follows from frozen-module" in found[1].evidence
+    assert found[1].remedy == "mend frozen-module first"
+    found = ranked([verdict("nothing-learnt", "warning"), verdict("frozen-module", "fault"), verdict("dead-units", "fault")])
+    assert [one.evidence for one in found] == ["seen", "seen (follows from dead-units)", "seen (follows from dead-units)"]
     found = ranked([verdict("nothing-learnt", "warning"), verdict("frozen-module", "note")])
     assert found[0].severity == "warning"
 
@@ -142,6 +145,8 @@ def test_the_command_prints_a_table_or_json_and_is_strict_when_asked(run, capsys
     command.main([str(run), "--strict"])
     add(run, step=61, kind="skipped", reason="spike", loss=900.0, terms={}, gradient_norm=1.0, episodes="3, 5")
     capsys.readouterr()
+    command.main([str(run)])
+    assert "run: 1 warning" in "".join(capsys.readouterr().out.split("\n"))
     command.main([str(run), "--json"])
     (first, *_) = json.loads(capsys.readouterr().out)
     assert (first["code"], first["severity"]) == ("spikes", "warning")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deftly.training.diagnosis.examine import diagnose
-from deftly.training.diagnosis.verdicts import Verdict
+from deftly.training.diagnosis.verdicts import SEVERITIES, Verdict
 from deftly.training.tracking import METRICS
 
 COLOURS = {"fault": "bold red", "warning": "yellow", "note": "dim"}
@@ -55,8 +55,10 @@ def print_json(found: dict[Path, list[Verdict]]) -> None:
 def print_table(verdicts: list[Verdict], run: Path) -> None:
     """One row per verdict, the worst first."""
     console = Console()
-    if not any(verdict.severity != "note" for verdict in verdicts):
-        console.print(f"{run}: nothing above a note", highlight=False)
+    counts = {name: sum(verdict.severity == name for verdict in verdicts) for name in SEVERITIES}
+    found = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)
+    above = counts["fault"] + counts["warning"]
+    console.print(f"{run}: {found if above else 'nothing above a note'}", highlight=False, markup=False)
     if verdicts:
         table = Table(show_lines=True)
         for heading in ("", "verdict", "evidence", "what to do"):

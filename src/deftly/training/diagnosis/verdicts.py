@@ -77,8 +77,17 @@ def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
         if worst[cause] < SEVERITIES.index("note")
         for symptom in EXPLAINS.get(cause, ())
     }
-    # What is explained by something that is itself explained is explained all the more: nothing has to be undone here.
-    return sorted((_explained(one, explained.get(one.code)) for one in found), key=lambda one: one.rank)
+    # What is explained by something that is itself explained is explained all the more: it follows from where that comes from.
+    return sorted((_explained(one, _root(one.code, explained)) for one in found), key=lambda one: one.rank)
+
+
+def _root(code: str, explained: dict[str, str]) -> str | None:
+    """The cause that nothing else explains; None for a verdict that has none."""
+    passed = {code}
+    while explained.get(code) is not None and explained[code] not in passed:
+        code = explained[code]
+        passed.add(code)
+    return code if len(passed) > 1 else None
 
 
 def gathered(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -99,4 +108,5 @@ def _together(first: Verdict, others: list[Verdict]) -> Verdict:
 def _explained(verdict: Verdict, cause: str | None) -> Verdict:
     if cause is None or verdict.severity == "note":
         return verdict
-    return Verdict(**{**verdict.to_dict(), "severity": "note", "evidence": f"{verdict.evidence} (follows from {cause})"})
+    evidence, remedy = f"{verdict.evidence} (follows from {cause})", f"mend {cause} first"
+    return Verdict(**{**verdict.to_dict(), "severity": "note", "evidence": evidence, "remedy": remedy})
