@@ -18,6 +18,7 @@ from deftly.own_code import classes_of, narrowed, run_file
 from deftly.recipes import RECIPES
 from deftly.run import Run
 from deftly.types import DataError, UsageError
+from evaluation.small_run import small_run
 from guards import guards
 from small_data import write_dataset
 
@@ -130,6 +131,15 @@ def test_it_is_trained_resumed_repeated_and_loaded(home: Path, tmp_path: Path, c
     assert agent.policy.state_dict().keys() == again.policy.state_dict().keys() >= {"more"}
     with pytest.raises(UsageError, match="has no world to be judged in"):  # so it was read
         evaluate.main([str(run), "--code", str(my)])
+
+
+@pytest.mark.slow
+def test_it_is_judged_in_closed_loop_by_workers_that_run_the_file_too(home: Path, tmp_path: Path) -> None:
+    mine = next(one for one in classes_of(home / "my.py") if one.__name__ == "MyPolicyConfig")
+    small_run(tmp_path / "run", policy=mine.parse({"kind": "mine", "width": 16, "depth": 1}, "test"))
+    flags = ["--episodes", "2", "--videos", "0", "--baselines", "no_op", "--workers", "2"]
+    evaluate.main([str(tmp_path / "run"), "--code", str(home / "my.py"), *flags])
+    assert storage.read_json(tmp_path / "run" / "evaluation" / "final" / "summary.json")["episodes"] == 2
 
 
 @guards("own_code.known", "models.policies.own")
