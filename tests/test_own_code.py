@@ -140,6 +140,13 @@ def test_it_is_judged_in_closed_loop_by_workers_that_run_the_file_too(home: Path
     flags = ["--episodes", "2", "--videos", "0", "--baselines", "no_op", "--workers", "2"]
     evaluate.main([str(tmp_path / "run"), "--code", str(home / "my.py"), *flags])
     assert storage.read_json(tmp_path / "run" / "evaluation" / "final" / "summary.json")["episodes"] == 2
+    (tmp_path / "other").mkdir()
+    for path in home.glob("*.py"):
+        shutil.copy(path, tmp_path / "other")
+    with open(tmp_path / "other" / "my.py", "a") as file:
+        file.write("# and now it does something else\n")
+    with pytest.raises(UsageError, match=r"holds another evaluation: .*--code my\.py"):
+        evaluate.main([str(tmp_path / "run"), "--code", str(tmp_path / "other" / "my.py"), *flags])
 
 
 @guards("own_code.known", "models.policies.own")
@@ -176,6 +183,24 @@ def test_what_could_not_be_read_again_is_refused(tmp_path: Path) -> None:
             find_run(f"{tmp_path / 'bad.py'}:recipe", False)
     with pytest.raises(UsageError, match="no such file"):
         run_file(tmp_path / "none.py")
+
+
+@guards("own_code.twice")
+def test_two_of_one_kind_are_refused_before_a_run_is_read_back_as_the_other(tmp_path: Path) -> None:
+    imports = ("typing import Literal", "deftly.models.policy import PolicyConfig", "deftly.recipes.imitate import imitate")
+    head = "".join(f"from {line}\n" for line in imports)
+    body = 'class First(PolicyConfig):\n    kind: Literal["m"] = "m"\n\nclass Second(First):\n    extra: int = 1\n'
+    (tmp_path / "twice.py").write_text(f"{head}{body}\ndef recipe():\n    return imitate(True).replace(policy=Second())\n")
+    for work in (lambda: find_run(f"{tmp_path / 'twice.py'}:recipe", False), lambda: classes_of(tmp_path / "twice.py")):
+        with pytest.raises(UsageError, match="First and Second are both of kind 'm'; give each its own"):
+            work()
+
+
+@guards("cli.train.code")
+def test_code_that_would_not_be_looked_at_is_refused(tmp_path: Path) -> None:
+    for name in ("imitate", "my.py:recipe"):
+        with pytest.raises(UsageError, match=f"{name} needs none: leave it out"):
+            find_run(name, False, tmp_path / "nowhere.py")
 
 
 def test_ours_stay_as_they_are() -> None:

@@ -392,6 +392,7 @@ def test_a_terabyte_of_nothing_is_refused_unread(tmp_path, monkeypatch, name: st
     monkeypatch.setattr(storage, "sha256", lambda path: pytest.fail(f"{path} was read"))
     (tmp_path / "a.txt").write_text("small, and first")
     with open(tmp_path / name, "wb") as file:
+        file.write(b"something" * 1000)
         file.truncate(TERABYTE)
     entries = {"a.txt": {"bytes": 16, "sha256": "0"}, name: {"bytes": listed, "sha256": "0"}}
     (tmp_path / "manifest.json").write_text(json.dumps({"files": entries}))
@@ -399,6 +400,19 @@ def test_a_terabyte_of_nothing_is_refused_unread(tmp_path, monkeypatch, name: st
     with pytest.raises(DataError, match=message):
         storage.verify(tmp_path)
     assert time.perf_counter() - started < 1
+
+
+def test_holes_are_what_no_byte_was_written_to(tmp_path):
+    (tmp_path / "whole").write_bytes(bytes(1 << 20))
+    assert storage.bytes_of_data(tmp_path / "whole", 1 << 20) == 1 << 20
+    with open(tmp_path / "holes", "wb") as file:
+        for place in (0, 1 << 24, 1 << 26):
+            file.seek(place)
+            file.write(b"x")
+        file.truncate(1 << 30)
+    assert 3 <= storage.bytes_of_data(tmp_path / "holes", 1 << 30) <= 3 << 16
+    (tmp_path / "none").touch()
+    assert storage.bytes_of_data(tmp_path / "none", 0) == 0
 
 
 @guards("storage.listed")

@@ -49,8 +49,19 @@ def classes_of(own: Own) -> tuple[type[Config], ...]:
     """The configs with a `kind` that a file defines or imports from others of the user's; given classes as they are."""
     if not isinstance(own, Path | str):
         return tuple(own)
-    found = [value for value in vars(run_file(Path(own))).values() if isinstance(value, type) and issubclass(value, Config)]
-    return tuple(value for value in dict.fromkeys(found) if is_own(value) and kind_of(value) is not None)
+    return classes_of_module(run_file(Path(own)))
+
+
+def classes_of_module(module: ModuleType) -> tuple[type[Config], ...]:
+    """As `classes_of`; raises `UsageError` where two could be meant by one kind: a run would be read back as the other."""
+    found = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Config)]
+    classes = tuple(value for value in dict.fromkeys(found) if is_own(value) and kind_of(value) is not None)
+    named: dict[tuple[str | None, ...], type[Config]] = {}
+    for one in classes:
+        other = named.setdefault((kind_of(one), *_takes(one)), one)
+        if other is not one:  # guard: own_code.twice
+            raise UsageError(f"{module.__file__}: {other.__name__} and {one.__name__} are both of kind {kind_of(one)!r}; give each its own")
+    return classes
 
 
 def classes_in(config: Config) -> tuple[type[Config], ...]:

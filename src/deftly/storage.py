@@ -6,6 +6,7 @@ A file appears whole or not at all: temp file in the same directory, fsync, rena
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -26,7 +27,8 @@ from deftly.types import DataError, UsageError
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 256 << 20
 MAX_MANIFEST_BYTES = 8 << 20  # brackets alone become twenty times as many bytes of Python
-LARGE_BYTES, MOST_HOLES = 256 << 20, 1000  # a file that is larger, and so many times what the disk holds of it, is all holes
+LARGE_BYTES, MOST_HOLES = 256 << 20, 1000  # a file that is larger, and so many times what of it is no holes, is none of ours
+MOST_EXTENTS = 10_000
 MAX_TENSOR_NAMES_BYTES = 8 << 20  # a header of a safetensors file: 80 000 tensors
 _held: set[int] = set()  # descriptors of the locks of this process
 
@@ -329,11 +331,32 @@ def _check_size(path: Path, entry: dict[str, Any]) -> None:
         )
     if path.suffix == ".json" and about.st_size > MAX_JSON_BYTES:  # guard: storage.listed_json
         raise DataError(f"{path}: {about.st_size} bytes of JSON is more than {MAX_JSON_BYTES}; use an earlier one")
-    on_disk = getattr(about, "st_blocks", about.st_size) * 512
-    if about.st_size > LARGE_BYTES and about.st_size > MOST_HOLES * on_disk:  # guard: storage.holes
+    held = bytes_of_data(path, about.st_size) if about.st_size > LARGE_BYTES else about.st_size
+    if about.st_size > MOST_HOLES * held:  # guard: storage.holes
         raise DataError(
-            f"{path}: {about.st_size} bytes, of which {on_disk} are on the disk: nothing of ours has such holes; use an earlier one"
+            f"{path}: {about.st_size} bytes, of which the disk holds {held}: nothing of ours has such holes; use an earlier one"
         )
+
+
+def bytes_of_data(path: Path, size: int) -> int:
+    """How much of a file of `size` bytes is no holes: all of it where the file system does not tell, or tells of too many pieces.
+
+    Not by `st_blocks`, which some file systems (ZFS, NFS) fill in long after the file is written and synced.
+    """
+    if not hasattr(os, "SEEK_DATA"):
+        return size
+    held = at = 0
+    with open(path, "rb", buffering=0) as file:
+        for _ in range(MOST_EXTENTS):
+            try:
+                begin = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                at = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            except OSError as error:
+                return held if error.errno == errno.ENXIO else size  # ENXIO: only holes from here on
+            held += at - begin
+            if at >= size:
+                return held
+    return size
 
 
 def _check_contents(path: Path, entry: dict[str, Any]) -> None:

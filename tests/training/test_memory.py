@@ -199,3 +199,10 @@ def test_what_does_not_fit_at_all_is_one_line():
         assert code == 70
         assert text.startswith("out of memory (")
         assert "choose a smaller policy" in text
+
+
+def test_a_validation_whose_loss_is_none_over_parts_is_not_cut(tmp_path):
+    objective = narrow(3)
+    type(objective).decomposes = False
+    with pytest.raises(TrainingError, match=r"validation: out of memory with 8 samples at a time; lower data\.batch_size"):
+        make_trainer(tmp_path / "run", objective=objective, stream=ToyStream(dtype=torch.float64)).fit()

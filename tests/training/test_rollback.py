@@ -106,6 +106,18 @@ def test_a_fresh_run_that_is_stuck_says_what_happened(tmp_path):
         stuck(tmp_path / "none", checkpoint_every=None).fit()
 
 
+def test_a_checkpoint_that_is_there_by_chance_is_none_that_cannot_be_read(tmp_path):
+    def stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    poison = dict.fromkeys(range(4, 30), math.nan)
+    with pytest.raises(SystemExit):
+        stuck(tmp_path, poison=poison, calls={3: stop}).fit()
+    assert (tmp_path / "checkpoints" / "step-00000004").is_dir()
+    with pytest.raises(TrainingError, match=r"to go back to: the first is due at step 7\b"):
+        stuck(tmp_path, poison=poison).fit(resume=True)
+
+
 def moved(tmp_path, name, calls=None):
     """Goes on from step 14 of another run, and is stuck at once."""
     change = {"start": StartConfig(path=tmp_path / "first"), "schedule": ConstantConfig()}

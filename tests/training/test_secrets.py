@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,3 +112,12 @@ def test_what_is_published_of_a_config_has_no_secrets() -> None:
     assert publishable(given) == {
         "hub_token": "***", "url": "https://***@host", "list": ["Bearer ***", 3], "tokens": 16, "key": None, "name": "x",
     }  # fmt: skip
+
+
+def test_the_working_directory_is_no_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "key.json").touch()
+    for name, value in (("PWD", tmp_path), ("OLDPWD", tmp_path.parent), ("CLOUD_CREDENTIALS", tmp_path / "key.json")):
+        monkeypatch.setenv(name, str(value))
+    words = ["deftly", "train", "imitate", "--data.path", f"{tmp_path}/data"]
+    assert without_secrets(words) == words
+    assert publishable({"data": {"path": f"{tmp_path}/key.json"}}) == {"data": {"path": f"{tmp_path}/key.json"}}

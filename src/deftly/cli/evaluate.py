@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deftly import agent
+from deftly import agent, storage
 from deftly.agent import find_policy
 from deftly.cli.executor import using
 from deftly.data.dataset import Dataset
@@ -84,6 +84,7 @@ def command(
             robot=robot,
             executor=where,
             load=agent.load if code is None else functools.partial(agent.load, own=code.resolve()),
+            own_versions={} if code is None else {f"--code {code.name}": storage.sha256(code)},
         )
     show(summary if known else {**summary, "notes": [*summary["notes"], SEEDS_UNKNOWN]}, root / chosen)
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deftly.evaluation.report import write_report
-from deftly.own_code import classes_in, classes_of, narrowed, run_file
+from deftly.own_code import classes_in, classes_of, classes_of_module, narrowed, run_file
 from deftly.run import Run, train
 from deftly.training import distributed
 from deftly.training.tensorboard import TensorBoardConfig
@@ -106,10 +106,12 @@ def find_run(name: str, small: bool, code: Path | None = None) -> Run:
     """The run that a word on the command line means; `UsageError` suggests the nearest recipe."""
     from deftly.recipes import RECIPES
 
+    path, is_own = Path(name), ":" in name and not Path(name).exists()
+    if code is not None and (name in RECIPES or is_own):  # guard: cli.train.code
+        raise UsageError(f"--code names the file that a run directory or run.json was made with; {name} needs none: leave it out")
     if name in RECIPES:
         return RECIPES[name](small)
-    path = Path(name)
-    if ":" in name:
+    if is_own:
         return own_recipe(*name.rsplit(":", 1), small=small)
     if path.is_dir() and (path / "run.json").is_file():
         path = path / "run.json"
@@ -125,6 +127,7 @@ def find_run(name: str, small: bool, code: Path | None = None) -> Run:
 def own_recipe(file: str, function: str, *, small: bool) -> Run:
     """Call `function` of the user's Python file: it is code, and trusted. It takes `small: bool` or nothing, and returns a Run."""
     module = run_file(Path(file))
+    classes_of_module(module)  # told apart now, and not when the run is read again
     recipe: Any = getattr(module, function, None)
     if not callable(recipe):
         raise UsageError(f"{file} has no function {function!r}")

@@ -10,10 +10,11 @@ The initial state is a function of (seed, episode), the same for every arm. Rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from deftly import agent as agents
@@ -96,6 +97,7 @@ def evaluate(
     training_seeds: frozenset[int] = frozenset(),
     robot: str | None = None,
     load: Load = agents.load,
+    own_versions: Mapping[str, str] = MappingProxyType({}),
     executor: Executor = LOCAL,
 ) -> dict[str, Any]:
     """Measure a policy and return the summary.
@@ -107,6 +109,7 @@ def evaluate(
         executor: whose workers these are.
         videos: how many of the first successes, and of the first failures, are drawn.
         robot: which of the policy's robots acts; the first by default.
+        own_versions: of what `load` runs beside deftly, by name: with another one it is another evaluation.
         training_seeds: of the demonstrated scenes, where they are known: no evaluation scene may be among them.
 
     Raises:
@@ -124,7 +127,7 @@ def evaluate(
             "seed": seed,
             "baselines": check_baselines(baselines),
             "robot": robot,
-            "versions": versions(),
+            "versions": {**versions(), **own_versions},
         },
         where="evaluate",
     )

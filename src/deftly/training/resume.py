@@ -65,6 +65,7 @@ NEVER = {
     START: "a run that has begun begins with nothing else",
 }
 """Fields that no resumed run may change, and why."""
+NEW = "start a new run directory"
 PREPARED = ("data", "executed_steps")  # what a contract follows from, beside the data itself
 UNJUDGED = ("training", "name", "world")  # what does not change how a held-out episode is judged
 
@@ -102,13 +103,13 @@ def require_same_run(
     changed = config + data + contract
     if any(_field(line) == "contract.tokenizer_hash" for line in contract):  # guard: training.resume.words
         misfit = misfit or "its words have other numbers"
-    _refuse_what_cannot_be(where, changed, misfit)
+    _refuse_what_cannot_be(where, changed, misfit, elsewhere)
     needed = [_field(line) for line in config]
     needed += [DATASET] if data or (contract and not is_explained) else []
     needed += [_name(line) for line in fixed]
     missing = [name for name in dict.fromkeys(needed) if not _is_in(name, allowed)]
     if missing:
-        raise _refusal(where, allowed, missing, config, data + contract, fixed)
+        raise _refusal(where, allowed, missing, config, data + contract, fixed, elsewhere)
     notes = [f"changed from here on: {shortened(changed)}"] if changed else []
     if environment := differences(then, now):
         notes.append(f"WARNING: {shortened(environment)}: the run goes on, but not bit for bit as it would have")
@@ -116,19 +117,26 @@ def require_same_run(
     return Changes(notes, prepared, prepared or any(not _is_in(line, UNJUDGED) for line in config))
 
 
-def _refuse_what_cannot_be(where: Path, changed: list[str], misfit: str | None) -> None:
+def _elsewhere(where: Path) -> str:
+    """What is left to who is in a new directory already."""
+    return f"begin with its weights alone: --training.start.path {where} --training.start.weights REGEX"
+
+
+def _refuse_what_cannot_be(where: Path, changed: list[str], misfit: str | None, elsewhere: bool) -> None:
     """Raise `UsageError` for a change that `--allow-change` could not make good, with what to do instead."""
     never = [line for line in changed if _is_in(line, tuple(NEVER))]
     if never:  # guard: training.resume.never
         why = next(why for name, why in NEVER.items() if _is_in(never[0], (name,)))
-        raise UsageError(f"{where}: {shortened(never)}: {why}; change it back, or start a new run directory")
+        raise UsageError(f"{where}: {shortened(never)}: {why}; change it back, or {_elsewhere(where) if elsewhere else NEW}")
     if changed and misfit is not None:  # guard: training.resume.misfit
-        remedy = f"begin a new run with the weights that fit: --training.start.path {where} --training.start.weights REGEX"
+        remedy = _elsewhere(where) if elsewhere else f"{NEW} with the weights that fit: {_elsewhere(where).partition(': ')[2]}"
         reason = f"what it saved is of no use to that ({printable(misfit)})"
         raise UsageError(f"{where}: changed: {shortened(changed)}, and {reason}; change it back, or {remedy}")
 
 
-def _refusal(where: Path, allowed: Sequence[str], missing: list[str], config: list[str], data: list[str], fixed: list[str]) -> Exception:
+def _refusal(
+    where: Path, allowed: Sequence[str], missing: list[str], config: list[str], data: list[str], fixed: list[str], elsewhere: bool
+) -> Exception:
     """Everything that differs and was not named, with all the names that it takes."""
     said = []
     unnamed = set(missing)
@@ -144,7 +152,7 @@ def _refusal(where: Path, allowed: Sequence[str], missing: list[str], config: li
     if len(names) > MOST_NAMES:
         names = [name.partition(".")[0] for name in names]
     flags = " ".join(f"--allow-change {printable(name)}" for name in [*dict.fromkeys(names)][:MOST_NAMES])
-    remedy = f"{said[0][1]}, go on with {flags}, or start a new run directory"
+    remedy = f"{said[0][1]}, go on with {flags}, or {_elsewhere(where) if elsewhere else NEW}"
     kind = DataError if missing == [DATASET] else UsageError
     return kind(f"{where}: {'; '.join(what for what, _ in said)}; {remedy}")
 

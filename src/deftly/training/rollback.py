@@ -52,8 +52,12 @@ class Rollbacks:
         self.done.append({"first_bad_step": first, "last_bad_step": step, "weights_of_step": snapshot.step})
         return snapshot
 
+    def _due(self) -> list[int]:
+        """The steps of the checkpoints that `checkpoint_every` asked for: a best one, or one of a signal, is there by chance."""
+        return [saved for saved in self.checkpoints.steps() if self.every is not None and saved % self.every == 0]
+
     def _newest_before(self, step: int) -> Snapshot | None:
-        steps = [saved for saved in self.checkpoints.steps() if self.every is not None and saved % self.every == 0]
+        steps = self._due()
         for saved in [*(saved for saved in reversed(steps) if saved < step), *(saved for saved in steps if saved >= step)]:
             path = self.checkpoints.path(saved)
             try:
@@ -69,7 +73,9 @@ class Rollbacks:
             return None
         path = Path(origin["from"])
         try:
-            if not path.is_dir() or storage.sha256(path / storage.MANIFEST) != origin["sha256"]:  # guard: training.rollback.beginning
+            if not path.is_dir():
+                raise DataError(f"{path}: the checkpoint that this run began with is not there any more")
+            if storage.sha256(path / storage.MANIFEST) != origin["sha256"]:  # guard: training.rollback.beginning
                 raise DataError(f"{path}: is no longer the checkpoint that this run began with")
             return read(path, self.checkpoints.piece)
         except (DataError, OSError) as error:
@@ -83,7 +89,7 @@ class Rollbacks:
             if self.every is None
             else f"the first is due at step {-(-first // self.every) * self.every}"
         )
-        lost = "" if not self.checkpoints.steps() or self.every is None else "none of training.checkpoint_every can be read"
+        lost = "" if not self._due() else "none of training.checkpoint_every can be read"
         good = "; no step of this run was good, so nothing has been learnt" if first == 1 else ""
         return f"with no checkpoint to go back to: {lost or when}{good}"
 

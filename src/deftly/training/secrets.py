@@ -73,7 +73,8 @@ def _without_assigned(word: str) -> str:
 def without_known(text: str) -> str:
     """Any text without logins of addresses, tokens that show what they are, and values of this process' environment that sound secret."""
     for name, value in os.environ.items():
-        if len(value) >= MIN_LENGTH and sounds_secret(name):
+        # PWD sounds like a password, and a path to a key is none: hiding them would hide where everything lies
+        if len(value) >= MIN_LENGTH and sounds_secret(name) and not os.path.isdir(value) and not os.path.isfile(value):
             text = text.replace(value, HIDDEN)
     text = LOGIN.sub(f"{HIDDEN}@", text)
     return KNOWN.sub(HIDDEN, SCHEME.sub(lambda found: f"{found[1]} {HIDDEN}", text))

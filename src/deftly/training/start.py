@@ -176,4 +176,4 @@ def _rows_by_word(own: Tensor, value: Tensor, words: Sequence[str], theirs: Sequ
 
 def origin(way: str, where: Path, sha256: str, tensors: int | None = None) -> dict[str, Any]:
     """What a checkpoint remembers of where its run began."""
-    return {"way": way, "from": str(where), "sha256": sha256, **({} if tensors is None else {"tensors": tensors})}
+    return {"way": way, "from": str(where.resolve()), "sha256": sha256, **({} if tensors is None else {"tensors": tensors})}

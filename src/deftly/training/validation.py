@@ -55,8 +55,9 @@ class Piece:
 class HeldOut:
     """The held-out batches of a run; called, everything that a validation finds: (loss, terms, detail).
 
-    When memory runs out the batches are cut into twice as many parts, from then on, and the whole is measured again: a mean over parts is
-    the mean over all. Of several ranks only one may have met that, while the others wait for it, so there it is a `TrainingError`.
+    When memory runs out the batches are cut into twice as many parts, from then on, and the whole is measured again: the loss of an
+    objective that decomposes is the same mean over parts. What `measures` looks at, every so many-th part, is then other samples. Of
+    several ranks only one may have met that, while the others wait for it, so there it is a `TrainingError`.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class HeldOut:
 
     def _cut(self) -> None:
         at_a_time = -(-self.size // (self.parts * distributed.world_size()))
-        if distributed.active() or at_a_time == 1:
+        if distributed.active() or at_a_time == 1 or not self.objective.decomposes:
             remedy = f"{'lower data.batch_size' if at_a_time > 1 else 'choose a smaller policy'}, or set data.validation_fraction to 0"
             raise TrainingError(f"validation: out of memory with {at_a_time} samples at a time; {remedy}")
         self.parts = min(2 * self.parts, self.size)

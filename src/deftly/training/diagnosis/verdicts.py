@@ -30,7 +30,7 @@ EXPLAINS = {
         "frozen-module", "no-update", "vanishing-gradients", "nothing-learnt", "learning-rate-too-low", "language-ignored", "loss-scale",
     ),
     "non-finite": ("loss-scale",),
-    "gradient-noise": ("oscillation", "language-ignored"),
+    "gradient-noise": ("oscillation",),
     "dead-units": ("nothing-learnt", "vanishing-gradients", "language-ignored", "frozen-module", "learning-rate-too-low"),
     "exploding-gradients": ("always-clipped", "vanishing-gradients", "nothing-learnt", "language-ignored"),
     "vanishing-gradients": ("nothing-learnt", "language-ignored", "learning-rate-too-low"),
@@ -68,7 +68,7 @@ class Verdict:
 
 
 def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The worst first; what another verdict of at least the same weight explains becomes a note."""
+    """The worst first; what a fault or a warning explains becomes a note that names it, as mending that comes first."""
     found = gathered(verdicts)
     worst = {code: min(one.rank[0] for one in found if one.code == code) for code in {one.code for one in found}}
     explained = {
