@@ -196,6 +196,24 @@ def test_two_of_one_kind_are_refused_before_a_run_is_read_back_as_the_other(tmp_
             work()
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "import os\nimport not_there\n",
+            r"bad\.py:2: ModuleNotFoundError: No module named 'not_there'; mend the file",
+        ),
+        ("x = 1\ny = (\n", r"bad\.py:2: SyntaxError: "),
+        ("def f():\n    raise KeyError('x')\n\nf()\n", r"bad\.py:2: KeyError: 'x'"),
+    ],
+)
+def test_a_mistake_in_the_users_file_is_told_as_one(tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "bad.py").write_text(body)
+    with pytest.raises(UsageError, match=message):
+        find_run(f"{tmp_path / 'bad.py'}:recipe", False)
+    assert "deftly_own_bad" not in sys.modules
+
+
 @guards("cli.train.code")
 def test_code_that_would_not_be_looked_at_is_refused(tmp_path: Path) -> None:
     for name in ("imitate", "my.py:recipe"):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ Own = Path | str | Sequence[type[Config]]
 
 
 def run_file(path: Path) -> ModuleType:
-    """Run a Python file of the user's, with its folder on the path, as `python my.py` would. Raises `UsageError` where it is none."""
+    """Run a Python file of the user's, with its folder at the end of the path. Raises `UsageError` where it is none, or fails."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file; give a Python file of your own, such as my.py")
     name = f"deftly_own_{path.stem}"
@@ -41,8 +42,25 @@ def run_file(path: Path) -> ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # pydantic looks annotations up there
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UsageError:
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(
+            f"{path}:{line_of(error, path)}: {type(error).__name__}: {said}; mend the file, --traceback shows the whole"
+        ) from error
     return module
+
+
+def line_of(error: Exception, path: Path) -> int:
+    """The last line of the file that an error went through."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno or 0
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno or 0 for frame in reversed(frames) if frame.filename == str(path)), 0)
 
 
 def classes_of(own: Own) -> tuple[type[Config], ...]:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -237,11 +236,9 @@ def one_dies(folder: str) -> None:
 
 
 def test_a_rank_that_dies_ends_the_others_soon_and_with_one_line(tmp_path):
-    began = time.monotonic()
-    codes, error = run_ranks("training.test_distributed:one_dies", tmp_path, timeout=300)
+    codes, error = run_ranks("training.test_distributed:one_dies", tmp_path, timeout=280)  # the others' patience is 600 s
     assert codes == [1, -signal.SIGKILL]
     assert "TrainingError: another process of this training ended or no longer answers" in error
-    assert time.monotonic() - began < 300, "long before the others' patience ends"
     assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000004\n"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -38,8 +39,10 @@ COMMAND = "python tests/training/test_golden_weights.py"
 def platform_key() -> str:
     """What decides over bits beside the code: versions, and the kernels that this processor is given."""
     vendor = next((name for name in ("AMD", "Intel") if name in cpu_model()), platform.machine())
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""  # libraries choose kernels by the model
+    numbers = [found[1] for name in ("cpu family", "model") if (found := re.search(rf"^{name}\s*: (\d+)$", about, re.M))]
     versions = f"python {sys.version_info.major}.{sys.version_info.minor}, torch {torch.__version__}"
-    return f"{versions}, {platform.system()}, {vendor} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{versions}, {platform.system()}, {' '.join([vendor, *numbers])} {torch.backends.cpu.get_cpu_capability()}"
 
 
 class Numbered(Stream):

@@ -32,7 +32,7 @@ def command(run: tyro.conf.Positional[Path], json: bool = False, strict: bool = 
     """
     found = {part: diagnose(part, look_at_data=data) for part in parts(run)}
     if json:
-        print_json(found)
+        print_json(found, in_folds=run not in found)
     else:
         for part, verdicts in found.items():
             print_table(verdicts, part)
@@ -46,10 +46,10 @@ def parts(run: Path) -> list[Path]:
     return sorted(folds, key=lambda path: (len(path.name), path.name)) or [run]
 
 
-def print_json(found: dict[Path, list[Verdict]]) -> None:
-    """A list; of several folds, a list for each name."""
+def print_json(found: dict[Path, list[Verdict]], in_folds: bool) -> None:
+    """A list; of folds, a list for each name."""
     plain = {part.name: [verdict.to_dict() for verdict in verdicts] for part, verdicts in found.items()}
-    print(json.dumps(plain if len(plain) > 1 else next(iter(plain.values())), ensure_ascii=False, indent=2))
+    print(json.dumps(plain if in_folds else next(iter(plain.values())), ensure_ascii=False, indent=2))
 
 
 def print_table(verdicts: list[Verdict], run: Path) -> None:

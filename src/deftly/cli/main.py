@@ -126,7 +126,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return text, 70
     if is_out_of_memory(error):
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        return f"out of memory ({said}); choose a smaller policy, data.batch_size or image_size, or another device", 70
+        return f"out of memory ({said}); choose a smaller policy, data.batch_size or image_size where this trains, or free memory", 70
     if isinstance(error, OSError) and not isinstance(error, ConnectionError):  # a connection is to a process of our own
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
         reason = error.strerror or text or type(error).__name__

@@ -36,8 +36,8 @@ def meeting_place(timeout_s: float) -> Store | None:
     store = host(ranks, timeout_s) if rank == 0 else visit(rank, ranks, timeout_s)
     if store.add(f"deftly/rank {rank} has come", 1) > 1:  # guard: training.joining.twice
         raise UsageError(
-            f"another process at {where()} is rank {rank} already: give each process a RANK of its own, and each training of a machine a "
-            "MASTER_PORT of its own"
+            f"another process at {where()} is rank {rank} already, or was and died: start all processes again, each with a RANK of its "
+            "own, and each training of a machine with a MASTER_PORT of its own"
         )
     roll_call(store, rank, ranks, timeout_s, until)
     store.set_timeout(timedelta(seconds=STORE_S))

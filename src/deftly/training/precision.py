@@ -17,8 +17,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def native_bf16(device: torch.device) -> bool:
     """Whether this device is so much faster in bfloat16 that `auto` takes it: CUDA from Ampere on, CPUs with AMX.
 
-    A CPU with AVX512_BF16 alone gains an eighth in the demo's step and half in ACT's, and the demo's policy was no better for it
-    (docs/log.md): there it has to be asked for.
+    A CPU with AVX512_BF16 alone gains less, and whether the demo's policy is as good was not shown (docs/log.md): there it has to be
+    asked for.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

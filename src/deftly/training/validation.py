@@ -38,7 +38,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Cut:
     """Samples `first` .. `stop - 1` of a batch."""
 
     samples: Samples
@@ -78,18 +78,18 @@ class HeldOut:
             precision = autocast(self.device, self.config.precision)
             seed_global("validation", self.seed)
             try:
-                return *validate(self.objective, self._pieces(), self.config.steps, precision, self.device, detail, measures), detail
+                return *validate(self.objective, self._cuts(), self.config.steps, precision, self.device, detail, measures), detail
             except Exception as error:
                 if not memory.is_out_of_memory(error):
                     raise
             self._cut()
 
-    def _pieces(self) -> Iterator[Samples]:
+    def _cuts(self) -> Iterator[Samples]:
         for samples in self.batches():
             size = len(samples)
             self.size = max(self.size, size)
             ends = [size * part // self.parts for part in range(self.parts + 1)]
-            yield from (Piece(samples, first, stop) for first, stop in itertools.pairwise(ends) if stop > first)
+            yield from (Cut(samples, first, stop) for first, stop in itertools.pairwise(ends) if stop > first)
 
     def _cut(self) -> None:
         at_a_time = -(-self.size // (self.parts * distributed.world_size()))

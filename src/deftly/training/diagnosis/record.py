@@ -62,8 +62,7 @@ def read_record(directory: Path) -> Record:
         raise UsageError(f"{directory}: no such directory; name a run's directory, such as runs/imitate")
     path = directory / METRICS
     if not path.is_file():  # guard: training.diagnose.log
-        folds = f"; it holds folds: name one, such as {directory / 'fold-0'}" if (directory / "fold-0").is_dir() else ""
-        raise UsageError(f"{directory}: has no {METRICS}, so nothing was trained here{folds or '; name the directory of a training run'}")
+        raise UsageError(f"{directory}: has no {METRICS}, so nothing was trained here; name the directory of a training run")
     lines: dict[str, list[Line]] = {}
     for number, line in enumerate(storage.read_lines(path), 1):
         is_line = isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("kind"), str)
