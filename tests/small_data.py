@@ -87,7 +87,11 @@ def picture(row: int, camera: str, height: int, width: int) -> np.ndarray:
 
 
 def write_dataset(
-    root: Path, lengths: tuple[int, ...] = (7, 5, 9, 6), embodiment: Embodiment | None = None, scenes: list[Any] | None = None
+    root: Path,
+    lengths: tuple[int, ...] = (7, 5, 9, 6),
+    embodiment: Embodiment | None = None,
+    scenes: list[Any] | None = None,
+    tasks: tuple[str, ...] = TASKS,
 ) -> Path:
     """A real LeRobotDataset with the fake one's contents."""
     shown = embodiment or robot()
@@ -100,7 +104,7 @@ def write_dataset(
                     images={camera: fake.frames(episode, camera) for camera in fake.cameras},
                     state=fake.state[rows],
                     action=fake.action[rows],
-                    task=fake.tasks[int(fake.task_of_frame[rows][0])],
+                    task=tasks[int(fake.task_of_frame[rows][0])],
                     extra_episode={} if scenes is None else {"scene": scenes[episode]},
                 )
             )

@@ -31,7 +31,7 @@ from deftly.training.tensorboard import TensorBoardConfig
 from deftly.training.trainer import Trainer
 from deftly.types import DataError, UsageError
 from guards import guards
-from small_data import write_dataset
+from small_data import TASKS, write_dataset
 from training.toys import StackedPolicy, ToyObjective, ToyStream, make_trainer, small_config
 
 BASE: dict[str, Any] = {"steps": 3, "checkpoint_every": None, "validate_every": 2, "log_every": 2, "count_flops": False}
@@ -298,6 +298,18 @@ def with_field(run: Run, name: str, value: Any, whole: Path) -> Run:
 
 
 @guards("training.resume.words")
+def test_a_word_that_has_another_number_is_refused_at_once(tmp_path: Path, whole: Path) -> None:
+    """As many words as before, so every weight fits: the embedding of one would be taken for another's."""
+    renamed = {"red": "zinc", "blue": "amber", "green": "black"}
+    others = tuple(" ".join(renamed.get(word, word) for word in task.split()) for task in TASKS)
+    data = write_dataset(tmp_path / "data", tasks=others)
+    directory = Path(shutil.copytree(whole / "run", tmp_path / "run"))
+    for allowed in ([], ["data", "dataset"]):
+        with pytest.raises((UsageError, DataError), match="its words have other numbers") as caught:
+            train(small_run(data), directory, resume=True, device="cpu", allow_change=allowed)
+        assert offered(str(caught.value)) == []
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in OTHERS])
 def test_any_other_field_changes_or_is_refused_at_once(tmp_path: Path, whole: Path, name: str) -> None:
     directory = tmp_path / "run"
