@@ -39,7 +39,7 @@ from deftly.training.guard import TrainingError
 from deftly.types import UsageError
 from guards import guards
 from small_data import write_dataset
-from training.toys import ToyStream, fingerprint, make_trainer, small_config
+from training.toys import ToyStream, fingerprint, make_trainer, small_config, written
 
 STEPS, STOP = 21, 15
 CONFIG = small_config(steps=STEPS, validate_every=None, checkpoint_every=7)
@@ -144,6 +144,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_t7_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_bit(small_disk: Path, whole: str, capsys: pytest.CaptureFixture[str]):
     def fill() -> None:
+        written(again)
         with open(small_disk / "filler", "wb", buffering=0) as file:
             for size in (1 << 16, 1):
                 try:
@@ -152,7 +153,11 @@ def test_t7_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_no_bit(small_
                 except OSError as error:
                     assert error.errno == errno.ENOSPC  # noqa: PT017
 
-    calls = {9: fill, 17: (small_disk / "filler").unlink}
+    def make_room() -> None:
+        written(again)
+        (small_disk / "filler").unlink()
+
+    calls = {9: fill, 17: make_room}
     again = trainer(small_disk / "run", stream=ToyStream(calls=calls))
     summary = again.fit()
     assert summary["failed_saves"] == 1

@@ -13,7 +13,7 @@ from deftly.training.guard import TrainingError
 from deftly.training.schedule import ConstantConfig
 from deftly.training.start import StartConfig
 from guards import guards
-from training.toys import ToyStream, fingerprint, log_lines, make_trainer, small_config
+from training.toys import ToyStream, fingerprint, log_lines, make_trainer, small_config, written
 
 BAD = dict.fromkeys(range(16, 19), math.nan)  # steps 17 to 19
 
@@ -157,9 +157,11 @@ def test_it_does_not_go_back_to_what_is_no_longer_where_it_began(tmp_path, capsy
 
 def test_a_checkpoint_that_is_broken_is_passed_over(tmp_path, capsys):
     def break_it():
+        written(trainer)
         (tmp_path / "checkpoints" / "step-00000014" / "raw.safetensors").write_bytes(b"broken")
 
-    stuck(tmp_path, calls={17: break_it}).fit()
+    trainer = stuck(tmp_path, calls={17: break_it})
+    trainer.fit()
     (line,) = (line for line in log_lines(tmp_path) if line["kind"] == "rollback")
     assert line["weights_of_step"] == 7
     assert "not going back to it" in capsys.readouterr().err

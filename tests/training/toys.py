@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent import futures
 from pathlib import Path
 
 import safetensors.torch
@@ -258,6 +259,12 @@ def make_trainer(directory: Path, *, objective: Objective | None = None, stream:
         "validation": held_out,
     }
     return Trainer(objective or ToyObjective(), stream or ToyStream(), config, **{**given, **changes})
+
+
+def written(trainer: Trainer) -> None:
+    """Wait until the checkpoint that is under way, if one is, is on the disk or has failed: a test that meddles with it races with it."""
+    if trainer.saver._under_way is not None:
+        futures.wait([trainer.saver._under_way[1]])
 
 
 def fingerprint(trainer: Trainer) -> str:
