@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from deftly.training.diagnosis.record import EARLY, Line, Record, middle, share
-from deftly.training.diagnosis.verdicts import Verdict
+from deftly.training.diagnosis.verdicts import Severity, Verdict
 from deftly.training.precision import LossScaler
 
 LOST, LOST_FAULT = 0.5, 0.9  # of the weights with a gradient: half of them stay where they are, at the usual step
@@ -34,33 +34,33 @@ def shares(lines: list[Line], name: str) -> dict[str, float]:
 
 def _lost(record: Record) -> Iterator[Verdict]:
     still = {line["step"] for line in record.of("train") if not line["learning_rate"]}
-    found = shares([line for line in record.settled("modules") if line["step"] not in still], "lost")
-    if found.get("", 0.0) < LOST:
-        return
-    whole = found.pop("")
-    worst = max(found, key=found.__getitem__)
-    yield Verdict(
-        code="lost-updates",
-        severity="fault" if whole >= LOST_FAULT else "warning",
-        what="updates are rounded away: weights of 16 bits are too coarse for them",
-        evidence=f"at the usual step {share(whole)} of the weights with a gradient stay as they are, {share(found[worst])} in {worst}",
-        remedy="keep weights in float32: training.precision bf16 computes in bfloat16 and remembers in float32",
-    )
+    for severity, whole, worst in _worst(shares([line for line in record.settled("modules") if line["step"] not in still], "lost")):
+        yield Verdict(
+            code="lost-updates",
+            severity=severity,
+            what="updates are rounded away: weights of 16 bits are too coarse for them",
+            evidence=f"at the usual step {whole} of the weights with a gradient stay as they are, {worst}",
+            remedy="keep weights in float32: training.precision bf16 computes in bfloat16 and remembers in float32",
+        )
 
 
 def _vanished(record: Record) -> Iterator[Verdict]:
-    found = shares(record.settled("modules"), "vanished")
-    if found.get("", 0.0) < LOST:
-        return
-    whole = found.pop("")
-    worst = max(found, key=found.__getitem__)
-    yield Verdict(
-        code="gradient-underflow",
-        severity="fault" if whole >= LOST_FAULT else "warning",
-        what="gradients are smaller than float16 can hold",
-        evidence=f"{share(whole)} of the gradient at the usual step, {share(found[worst])} in {worst}",
-        remedy="train in bf16 or fp32 (training.precision), or state the loss in larger units",
-    )
+    for severity, whole, worst in _worst(shares(record.settled("modules"), "vanished")):
+        yield Verdict(
+            code="gradient-underflow",
+            severity=severity,
+            what="gradients are smaller than float16 can hold",
+            evidence=f"{whole} of the gradient at the usual step, {worst}",
+            remedy="train in bf16 or fp32 (training.precision), or state the loss in larger units",
+        )
+
+
+def _worst(found: dict[str, float]) -> Iterator[tuple[Severity, str, str]]:
+    """How bad it is, the share of all parameters and that of the worst module, in words; nothing where it is little."""
+    whole = found.pop("", 0.0)
+    if whole >= LOST:
+        worst = max(found, key=found.__getitem__)
+        yield "fault" if whole >= LOST_FAULT else "warning", share(whole), f"{share(found[worst])} in {worst}"
 
 
 def _scale(record: Record) -> Iterator[Verdict]:
