@@ -133,6 +133,21 @@ def test_it_is_trained_resumed_repeated_and_loaded(home: Path, tmp_path: Path, c
         evaluate.main([str(run), "--code", str(my)])
 
 
+def test_a_run_that_goes_on_with_other_code_says_so(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, elsewhere = Path(shutil.copytree(home / "run", tmp_path / "run")), tmp_path / "renamed.py"
+    shutil.copy(home / "my.py", elsewhere)
+    again = [f"{elsewhere}:recipe", *flags(home, 2)[2:], "--out", str(run), "--resume"]
+    main(again)
+    assert "WARNING" not in capsys.readouterr().err
+    with open(elsewhere, "a") as file:
+        file.write("# and now it does something else\n")
+    main(again)
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("WARNING: "))
+    for name in ("MyPolicyConfig", "MyHeadConfig", "MyObjectiveConfig"):
+        assert f"code.{name}: expected " in line
+    assert line.endswith("the run goes on, but not bit for bit as it would have")
+
+
 @pytest.mark.slow
 def test_it_is_judged_in_closed_loop_by_workers_that_run_the_file_too(home: Path, tmp_path: Path) -> None:
     mine = next(one for one in classes_of(home / "my.py") if one.__name__ == "MyPolicyConfig")
@@ -149,9 +164,13 @@ def test_it_is_judged_in_closed_loop_by_workers_that_run_the_file_too(home: Path
         evaluate.main([str(tmp_path / "run"), "--code", str(tmp_path / "other" / "my.py"), *flags])
 
 
+def own_modules() -> set[str]:
+    return {name for name in sys.modules if name.startswith("deftly_own_")}
+
+
 @guards("own_code.known", "models.policies.own")
 def test_nothing_is_run_that_the_user_did_not_name(home: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(home / "run", tmp_path / "run"))
+    run, before = Path(shutil.copytree(home / "run", tmp_path / "run")), own_modules()
     (run / "my.py").write_text("raise SystemExit('hatched')")
     with pytest.raises(DataError, match=r"no policy of kind 'mine'; there are film and act; if it is of your own code.*--code my\.py"):
         deftly.load(run)
@@ -163,8 +182,7 @@ def test_nothing_is_run_that_the_user_did_not_name(home: Path, tmp_path: Path) -
         (tmp_path / "run.json").write_text(json.dumps({**values, "policy": {**values["policy"], "kind": kind}}))
         with pytest.raises(UsageError):
             find_run(str(tmp_path / "run.json"), False, home / "my.py")
-    modules = {name for name in sys.modules if name.startswith("deftly_own_")}
-    assert modules <= {"deftly_own_my"}
+    assert own_modules() - before <= {"deftly_own_my"}
 
 
 @guards("own_code.kind", "own_code.build")

@@ -23,6 +23,7 @@ from typing import Any
 
 import pydantic
 
+from deftly import storage
 from deftly.config import Config, models_in
 from deftly.types import UsageError
 
@@ -85,6 +86,12 @@ def classes_of_module(module: ModuleType) -> tuple[type[Config], ...]:
 def classes_in(config: Config) -> tuple[type[Config], ...]:
     """The user's own classes that a config is made of."""
     return tuple(dict.fromkeys(type(part) for part in _parts(config) if is_own(type(part))))
+
+
+def hashes(classes: Iterable[type[Config]]) -> dict[str, str]:
+    """Of the file that defines each, as it is now, by the name of the class; one that was typed at a prompt has none."""
+    files = {one.__name__: getattr(sys.modules[one.__module__], "__file__", None) for one in classes}
+    return {name: storage.sha256(Path(file)) for name, file in files.items() if file is not None and Path(file).is_file()}
 
 
 def is_own(config: type[Config]) -> bool:

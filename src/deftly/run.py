@@ -34,7 +34,7 @@ from deftly.models.act import ACTConfig, ACTPolicy
 from deftly.models.policies import AnyPolicyConfig
 from deftly.models.policy import PolicyConfig
 from deftly.objectives.imitation import ImitationConfig
-from deftly.own_code import OrOwn, classes_in
+from deftly.own_code import OrOwn, classes_in, hashes
 from deftly.randomness import seed_global
 from deftly.sim.tabletop import TabletopConfig
 from deftly.training import distributed
@@ -182,6 +182,7 @@ def build_trainer(run: Run, data: TrainingData, directory: Path, device: torch.d
         contract=data.contract,
         validation=data.held_out if data.validation is not None else None,
         words=(PAD, UNKNOWN, *data.tokenizer.words),
+        code=hashes(classes_in(run)),
         began=lambda: record_data(data, directory),
         title=run.name,
     )

@@ -42,9 +42,10 @@ class Identity:
         return {"dataset_hash": self.dataset_hash, "contract": contract, "environment": self.environment}
 
 
-def environment(config: TrainingConfig, device: torch.device) -> dict[str, Any]:
-    """What, besides the config, decides over bits."""
+def environment(config: TrainingConfig, device: torch.device, code: dict[str, str]) -> dict[str, Any]:
+    """What, besides the config, decides over bits; `code` are hashes of files of the user's own, by the class that they define."""
     return {
+        **({"code": code} if code else {}),
         "precision": config.precision,
         "ranks": distributed.world_size(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

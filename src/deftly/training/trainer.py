@@ -48,8 +48,8 @@ class Trainer:
     `validation` gives a fresh pass over the held-out batches each time: all of them on every rank, which measures its stretch of each.
     `write_policy(directory, state)` writes a `policy/` from the policy's state dict. `began()` is called once it is known that the run may
     begin or go on here, and before anything is written for that. `words` is the policy's vocabulary in the order of its
-    ids. `run_json`, `dataset_hash` and `contract` are what the run is: resume refuses others, naming what differs. The stream is the
-    caller's, who closes it.
+    ids. `run_json`, `dataset_hash` and `contract` are what the run is: resume refuses others, naming what differs. `code` are hashes of
+    files that deftly does not bring along (`own_code.hashes`): resume warns of others. The stream is the caller's, who closes it.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Trainer:
         contract: Contract | None = None,
         validation: Callable[[], Iterator[Samples]] | None = None,
         words: Sequence[str] | None = None,
+        code: dict[str, str] | None = None,
         began: Callable[[], None] = lambda: None,
         title: str = "train",
     ) -> None:
@@ -85,7 +86,7 @@ class Trainer:
             run=json.loads(json.dumps(run_json)),
             dataset_hash=dataset_hash,
             contract=contract,
-            environment=resume.environment(self.config, self.device),
+            environment=resume.environment(self.config, self.device, code or {}),
         )
         self.journal = Journal(
             directory, title, config.steps, [tracker.build(directory, self.identity.fixed()) for tracker in config.trackers]
