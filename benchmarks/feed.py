@@ -175,8 +175,9 @@ def main() -> None:
     result["host"] = {"cores": len(os.sched_getaffinity(0)), "torch": torch.__version__, "load": os.getloadavg()[0]}
     print(json.dumps(result, indent=2))
     if not flags.quick:
-        RESULT.parent.mkdir(exist_ok=True)
-        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+        path = RESULT.with_name("feed_device.json") if flags.feed else RESULT
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -142,6 +142,25 @@ def test_plan_and_policy(data: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     prepared.close()
 
 
+@guards("run.device.count")
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match=r"device 'cuda:2': this machine has cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+
+
+@guards("run.directory.data")
+def test_a_run_is_not_written_into_a_dataset(data: Path, tmp_path: Path) -> None:
+    before = sorted(data.rglob("*"))
+    (tmp_path / "link").symlink_to(data)
+    for out in (data, data / "runs" / "one", tmp_path / "link"):
+        with pytest.raises(UsageError, match=r"in the dataset .*, which a run does not write into"):
+            train(small_run(data), out, device="cpu")
+    assert sorted(data.rglob("*")) == before
+
+
 def test_choices_that_cannot_be() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="--device cpu"):

@@ -89,7 +89,10 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"device {name!r}: give auto, cpu, cuda, or cuda:0 and so on")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: this torch sees no CUDA device; use --device cpu, or install a CUDA build of torch")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():  # guard: run.device.count
+        raise UsageError(f"device {name!r}: this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    return device
 
 
 def train(run: Run, directory: Path, *, resume: bool = False, device: str = "auto", allow_change: Sequence[str] = ()) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def train(run: Run, directory: Path, *, resume: bool = False, device: str = "aut
     with distributed.said_once():
         chosen = choose_device(distributed.device_of_rank(device))
         check_shares(run, distributed.launched())
+        check_directory(run, directory)
     if run.folds is None:
         if any(directory.glob("fold-*/checkpoints")):  # guard: run.folds.begun
             raise UsageError(f"{directory}: holds the folds of a cross-validation; choose another directory, or set folds as it began")
@@ -113,6 +117,14 @@ def train(run: Run, directory: Path, *, resume: bool = False, device: str = "aut
         if distributed.launched() > 1:  # guard: run.folds.ranks
             raise UsageError("folds are trained one after the other by a single process: start one, or leave folds out")
     return _train_folds(run, run.folds, directory, resume=resume, device=chosen)
+
+
+def check_directory(run: Run, directory: Path) -> None:
+    """A dataset is left as it is: a run has a directory of its own. Raises `UsageError`."""
+    place = directory.resolve()
+    for path in (run.data.path, *(source.path for source in run.data.mixture)):
+        if path.resolve() in (place, *place.parents):  # guard: run.directory.data
+            raise UsageError(f"--out {directory}: in the dataset {path}, which a run does not write into; choose another directory")
 
 
 def check_shares(run: Run, ranks: int) -> None:

@@ -80,6 +80,31 @@ def test_blocks_are_computed_twice_in_training_and_once_without_gradients(tmp_pa
     assert not torch.equal(other.policy.features(batch), policy.features(batch)), "a copy computes with its own weights"
 
 
+def test_torch_is_told_whose_generator_the_second_pass_needs(monkeypatch):
+    """It looks for devices in what a block is given by place, and this block is given nothing there."""
+
+    class Named(nn.Sequential):
+        def forward(self, *, given):
+            return super().forward(given)
+
+    seen = []
+    real = module.checkpoint
+    monkeypatch.setattr(module, "checkpoint", lambda *given, **named: (seen.append(given[1:]), real(*given, **named))[1])
+    policy = StackedPolicy()
+    policy.blocks = nn.ModuleList([Named(nn.Linear(6, 6), nn.Dropout(0.5))])
+    recompute(ToyObjective(policy))
+    plain = copy.deepcopy(policy.blocks[0])
+    del plain.forward
+    given, results = torch.ones(2, 6), []
+    for block in (policy.blocks[0], plain):
+        torch.manual_seed(0)
+        block(given=given).sum().backward()
+        results.append(block[0].weight.grad)
+    assert torch.equal(*results)
+    assert [[type(item) for item in items] for items in seen] == [[torch.Tensor]]
+    assert seen[0][0].device == policy.blocks[0][0].weight.device
+
+
 @guards("training.blocks.none", "training.blocks.twice")
 def test_what_cannot_be_computed_twice_is_refused():
     with pytest.raises(UsageError, match="ToyObjective has no repeated blocks"):

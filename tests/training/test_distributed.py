@@ -248,3 +248,12 @@ def test_a_torch_that_knows_no_ranks_is_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_available", lambda: False)
     with pytest.raises(UsageError, match="cannot train with several processes"), distributed.process_group(CPU, 1.0):
         pass
+
+
+def test_what_asks_for_the_current_device_is_told_the_runs(monkeypatch):
+    told = []
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        with distributed.process_group(torch.device(name), 1.0):
+            pass
+    assert told == [torch.device("cuda:1")]

@@ -123,6 +123,22 @@ def test_other_errors_are_not_taken_for_it(tmp_path):
     assert memory.is_out_of_memory(MemoryError())
 
 
+def test_every_form_in_which_cuda_refuses_memory_is_known(monkeypatch):
+    for text in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory",
+    ):
+        assert memory.is_out_of_memory(RuntimeError(text))
+    assert not memory.is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    engine = RuntimeError("GET was unable to find an engine to execute this computation")
+    assert not memory.is_out_of_memory(engine)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for refused in (0, 1):
+        monkeypatch.setattr(torch.cuda, "memory_stats", lambda refused=refused: {"num_ooms": refused})
+        assert memory.is_out_of_memory(engine) == bool(refused)
+
+
 def test_a_device_that_tells_is_held_to_its_share(monkeypatch):
     gib = memory.GIB
     for name, value in (

@@ -127,6 +127,8 @@ def every_way(folder: str, *names: str) -> None:
         storage.write_json(root / f"full-{distributed.rank()}.json", summary)
         with pytest.raises(UsageError, match=r"training\.parallel fsdp cuts parameters into rows"):
             trainer_of("teacher", root / "refused", parallel="fsdp", channels_last=True)
+        with pytest.raises(UsageError, match=r"training\.accumulation auto tries until memory runs out, after which FSDP"):
+            trainer_of("teacher", root / "refused", parallel="fsdp", accumulation="auto")
         save_file({"policy.scale": torch.ones(()).double()}, root / "weights.safetensors")
         start = StartConfig(path=root / "weights.safetensors", weights=("policy.scale",))
         with pytest.raises(UsageError if distributed.rank() == 0 else SystemExit, match=r"sharded objective|2"):
@@ -337,7 +339,7 @@ def test_a_checkpoint_that_one_rank_cannot_write_does_not_end_training(two):
     storage.verify(two / "full" / "checkpoints" / "step-00000015")
 
 
-@guards("training.parallel.channels_last", "training.start.sharded")
+@guards("training.parallel.channels_last", "training.start.sharded", "training.update.auto_sharded")
 def test_what_cannot_be_sharded_is_refused(two):
     assert not (two / "refused" / "checkpoints").exists()
 

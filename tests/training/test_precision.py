@@ -8,7 +8,15 @@ import torch
 
 from deftly.training import config as config_module
 from deftly.training.config import TrainingConfig
-from deftly.training.precision import LossScaler, autocast, make_deterministic, native_bf16, warning
+from deftly.training.precision import (
+    LossScaler,
+    autocast,
+    compute_exactly,
+    determinism_explained,
+    make_deterministic,
+    native_bf16,
+    warning,
+)
 from deftly.types import Clock, Term, UsageError
 from training.toys import ToyObjective, ToyPolicy, ToyStream, fingerprint, log_lines, make_trainer, small_config
 
@@ -37,11 +45,37 @@ def test_autocast_computes_in_the_named_format():
 
 
 def test_deterministic_algorithms_are_asked_for(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append((mode, warn_only)))
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    make_deterministic()
-    assert asked == [(True, True)]
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    try:
+        make_deterministic()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "fused attention would stay as it is"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_an_operation_that_is_not_deterministic_is_told_in_one_line(tmp_path, monkeypatch):
+    class Puts(ToyObjective):
+        def forward(self, batch, clock, counts):
+            torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))
+            return super().forward(batch, clock, counts)
+
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(UsageError, match=r"^put_: cannot give the same bits .*; set training\.deterministic to false$"):
+            make_trainer(tmp_path, objective=Puts()).fit()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with pytest.raises(RuntimeError, match="shapes"), determinism_explained():
+        raise RuntimeError("shapes do not match")
+
+
+def test_fp32_is_float32_on_cuda_too(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    for precision, allowed in (("fp32", False), ("bf16", True)):
+        compute_exactly(precision)
+        assert torch.backends.cudnn.allow_tf32 is allowed
 
 
 def test_a_misspelt_field_names_the_right_one():

@@ -51,7 +51,7 @@ def test_every_schedule_stays_within_its_bounds_and_ends_at_its_floor(schedule, 
     assert len(set(factors[max(total, first + 2) :])) <= 1  # nothing rises after the end
     assert factors[:first] == [(step + 1) / (first + 1) for step in range(first)]
     if first < total:
-        assert factors[first] == 1.0 or total - first <= max(1, getattr(schedule, "cycles", 1))
+        assert factors[first] == 1.0 or total - first <= getattr(schedule, "cycles", 0)
     if total - first > 1 and schedule.kind in ("warmup_cosine", "wsd"):
         assert factors[total - 1] == pytest.approx(schedule.floor_fraction)
         assert factors[first:total] == sorted(factors[first:total], reverse=True)
@@ -104,3 +104,5 @@ def test_more_cycles_than_fit_are_refused():
             TrainingConfig(steps=10, schedule=schedule)
     with pytest.raises(ValueError, match="4 cycles in 5 steps"):
         TrainingConfig(steps=10, groups=(Group(parameters=".*", start_fraction=0.5, schedule=WarmRestartsConfig()),))
+    with pytest.raises(ValueError, match="4 cycles in 5 steps"):
+        TrainingConfig(steps=10, schedule=WarmRestartsConfig(), groups=(Group(parameters=".*", start_fraction=0.5),))

@@ -54,7 +54,13 @@ def recompute(objective: Objective) -> None:
 def _recomputed(forward: Callable[..., Any], block: nn.Module, *words: Any, **named: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(block, *words, **named)
-    return checkpoint(forward, block, *words, use_reentrant=False, **named)
+    # Whose generator is kept for the second pass, torch sees by the tensors in words, not by those that are named or inside of objects.
+    device = next(block.parameters()).new_empty(0)
+
+    def compute(_device: torch.Tensor, *words: Any) -> Any:
+        return forward(block, *words, **named)
+
+    return checkpoint(compute, device, *words, use_reentrant=False)
 
 
 def cannot_compile(device: torch.device) -> str | None:

@@ -84,7 +84,7 @@ class TrainingConfig(Config):
     rank_timeout_s: float = pydantic.Field(default=600.0, gt=0, le=7 * 86_400)
     """With several processes: how long one waits for the others before all give up."""
     deterministic: bool = True
-    """On CUDA: algorithms that give the same bits every time (the CPU always does)."""
+    """On CUDA: algorithms that give the same bits every time (the CPU always does); an operation that has none is refused."""
 
     @pydantic.model_validator(mode="after")
     def check_trackers(self) -> TrainingConfig:
@@ -112,8 +112,9 @@ class TrainingConfig(Config):
     def check_schedules(self) -> TrainingConfig:
         self.schedule.check(self.steps)
         for group in self.groups:
-            if isinstance(group.schedule, Config):
-                group.schedule.check(self.steps - group.start(self.steps))
+            schedule = self.schedule if group.schedule == "training" else group.schedule
+            if schedule is not None:
+                schedule.check(self.steps - group.start(self.steps))
         return self
 
     @pydantic.model_validator(mode="after")

@@ -136,18 +136,20 @@ def device_of_rank(name: str) -> str:
 
 @contextmanager
 def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
-    """Join the ranks that were launched with this one, and leave them at the end, errors included. Alone it does nothing.
+    """Join the ranks that were launched with this one, and leave them at the end, errors included. Alone there is nobody to join.
+
+    What asks CUDA for "the current device" (events, what the device can) is told of `device` from here on.
 
     Whoever waits longer than `timeout_s` for the others gives up: no rank outlives another one for longer. Raises `UsageError` and
     `TrainingError` where they do not meet (`joining.py`).
     """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     if launched() == 1 or (dist.is_available() and dist.is_initialized()):
         yield
         return
     if not dist.is_available():  # guard: training.distributed.available
         raise UsageError("this build of torch cannot train with several processes: install another one, or start a single process")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with stopping_with_the_others(True):
         store = joining.meeting_place(timeout_s)

@@ -56,7 +56,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype, size: int = 2048, count
 
 def seconds_of(work: Callable[[], object], count: int, device: torch.device) -> float:
     """The time of `count` calls, the device's work included."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     for _ in range(count):

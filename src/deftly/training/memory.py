@@ -31,11 +31,24 @@ class Tried(NamedTuple):
     fit: Fit | None
 
 
+REFUSALS = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+NO_ENGINE = "unable to find an engine"  # what is left of the error where cuDNN had no memory for any of its algorithms (Conv_v8.cpp)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device refused memory. The CPU's allocator says so in a plain RuntimeError."""
+    """Whether a device refused memory. Only torch's own allocator on CUDA has an error of its own for that; the CPU's, the driver and
+    cuBLAS say so in a plain RuntimeError, and cuDNN does not say so."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    return any(words in text for words in REFUSALS) or (NO_ENGINE in text and _has_refused())
+
+
+def _has_refused() -> bool:
+    """Whether CUDA's allocator ever did: without that, cuDNN found no engine for another reason."""
+    return torch.cuda.is_available() and torch.cuda.memory_stats().get("num_ooms", 0) > 0
 
 
 def parts_of(batch_size: int, least: int) -> list[int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from deftly.types import UsageError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +38,11 @@ def has_avx512_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """The context in which forward passes run; `precision` is "fp32", "bf16" or "fp16"."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def compute_exactly(precision: str) -> None:
+    """`fp32` is float32 on CUDA too: convolutions would multiply with the 10 bits of TF32 there, which products of matrices do not."""
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
 
 
 def warning(device: torch.device, precision: str) -> str | None:
@@ -93,7 +100,24 @@ class LossScaler:
 
 
 def make_deterministic() -> None:
-    """Ask CUDA libraries for the same bits every time; operations that cannot give them warn."""
+    """Ask CUDA libraries for the same bits every time, in this process from now on; an operation that cannot give them raises.
+
+    Were it only to warn, fused attention would keep to its faster backward pass, whose sums have no order (torch's attention_backward.cu).
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for to be deterministic
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory, and it would be written twice
+    torch.use_deterministic_algorithms(True)
+
+
+@contextmanager
+def determinism_explained() -> Iterator[None]:
+    """An operation that `make_deterministic` forbids becomes one line with the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if "use_deterministic_algorithms" not in text:
+            raise
+        what = text.partition(" does not have a deterministic")[0][:120]
+        raise UsageError(f"{what}: cannot give the same bits every time on this device; set training.deterministic to false") from error

@@ -70,8 +70,8 @@ class WSDConfig(_Schedule):
     """Learning rate of the last step, as a share of the peak."""
 
     def shape(self, step: int, total: int) -> float:
-        decay = max(1, round(self.decay_fraction * total))
-        progress = min(1.0, max(0, step - (total - 1 - decay)) / decay)
+        decay = max(1, min(round(self.decay_fraction * total), total - 1))  # the first of these steps is the peak, even if it is the last
+        progress = min(1.0, max(0, step - max(0, total - 1 - decay)) / decay)
         return self.floor_fraction + (1 - self.floor_fraction) * (1 - math.sqrt(progress))
 
 

@@ -27,7 +27,7 @@ from deftly.training.checkpoint import Checkpoints, Snapshot, WritePolicy
 from deftly.training.config import TrainingConfig
 from deftly.training.journal import Journal
 from deftly.training.lifetime import Interrupt, interruptible
-from deftly.training.precision import make_deterministic, warning
+from deftly.training.precision import compute_exactly, determinism_explained, make_deterministic, warning
 from deftly.training.resume import shortened
 from deftly.training.rollback import Rollbacks
 from deftly.training.saved_state import reading
@@ -75,8 +75,10 @@ class Trainer:
         self.config = config.resolve(self.device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        if config.deterministic and self.device.type == "cuda":
-            make_deterministic()
+        if self.device.type == "cuda":
+            compute_exactly(self.config.precision)
+            if config.deterministic:
+                make_deterministic()
         if config.early_stop is not None and validation is None:  # guard: training.early_stop.blind
             raise UsageError("training.early_stop needs held-out episodes: set data.validation_fraction, or leave it out")
         self.stream, self.seed = stream, seed
@@ -130,7 +132,8 @@ class Trainer:
                 if self.is_main:
                     held.enter_context(storage.lock(self.directory / LOCK, wait=False, who="trainer", remedy="stop it first"))
                 self._begin(resume, allow_change)
-            with session.recorded(self.directory, self.identity, lambda: self.step, self.journal.say) if self.is_main else nullcontext():
+            recorded = session.recorded(self.directory, self.identity, lambda: self.step, self.journal.say)
+            with recorded if self.is_main else nullcontext(), determinism_explained():
                 self.time.start()
                 while not self._is_over():
                     batch = self._take(interrupt)
@@ -239,12 +242,18 @@ class Trainer:
             if self.update.guard.is_stuck:
                 self._roll_back(taken, batch)
         self.journal.display.update(self.step, self.samples, taken.numbers["loss"])
-        if self._due(self.config.log_every):
-            self.journal.train(self.step, self.samples, rate, self.update.guard.skipped, self.update.utilization)
+        is_logged = self._due(self.config.log_every)
+        if is_logged:
+            self._log(rate)
         self.journal.modules(self.step, taken.modules, taken.noise)
         is_best = self._due(self.config.validate_every) and self._validate()
+        if self._is_over() and not is_logged:  # the held-out loss has just said so
+            self._log(rate)
         if self._due(self.config.checkpoint_every) or is_best:
             self._save(final=self._is_over())
+
+    def _log(self, rate: float) -> None:
+        self.journal.train(self.step, self.samples, rate, self.update.guard.skipped, self.update.utilization)
 
     def _roll_back(self, taken: Taken, batch: Batch) -> None:
         """Take the weights, moments and averages of the last good checkpoint, and go on with the batches that come next."""

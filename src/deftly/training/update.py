@@ -84,6 +84,11 @@ class Update:
         if config.activation_checkpointing:
             recompute(objective)
         self.parallel = place(objective, device, config.parallel, config.channels_last)
+        if self.parallel.is_sharded and self.accumulation is None:  # guard: training.update.auto_sharded
+            raise UsageError(
+                "training.accumulation auto tries until memory runs out, after which FSDP cannot go on: set a number, such as the one "
+                "that training.parallel ddp finds"
+            )
         if config.compile:
             self._compile()
         self.groups = Groups(objective, config.groups, config.schedule, config.steps)
