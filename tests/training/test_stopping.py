@@ -64,7 +64,7 @@ def test_a_run_that_learns_nothing_more_ends_with_a_checkpoint_and_says_why(tmp_
     summary = make_trainer(tmp_path, config=config).fit()
     assert summary["steps"] == 12
     assert summary["stopped_early"].startswith("stopped early: no better validation loss in 2 validations (best")
-    assert [line["kind"] for line in log_lines(tmp_path) if line["step"] == 12] == ["modules", "validation", "detail", "train"]
+    assert [line["kind"] for line in log_lines(tmp_path) if line["step"] == 12] == ["validation", "detail", "train"]
     assert summary["loss"] is not None, "the steps since the line before are in a last one"
     assert "stopped early" in capsys.readouterr().err
     assert (tmp_path / "checkpoints" / "last").read_text() == "step-00000012\n"
