@@ -16,7 +16,7 @@ import deftly
 ROOT = Path(deftly.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 RANKS = [
-    {"types", "contract", "config", "randomness", "storage", "progress", "own_code"},
+    {"types", "contract", "config", "randomness", "storage", "progress", "foreign", "own_code"},
     {"models", "sim"},
     {"data"},
     {"agent", "rollout"},

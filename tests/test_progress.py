@@ -52,3 +52,13 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
     assert out == ""
     assert "generate" in err
     assert "2/2" in err
+
+
+def test_a_title_and_a_note_are_text_and_not_markup(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with Progress("pull [/b]", 2, "files [x]") as bar:
+        bar.advance(note="a[/red].parquet")
+        bar.bar.refresh()
+    err = capsys.readouterr().err
+    for text in ("pull [/b]", "files [x]", "a[/red].parquet"):
+        assert text in err

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from deftly.foreign import printable
+
 PLAIN_INTERVAL_S = 10.0
 
 
@@ -18,16 +20,19 @@ class Progress:
     """`with Progress("generate", total, "episodes") as progress: progress.advance(1, note="512 frames/s")`."""
 
     def __init__(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit = title, total, unit
+        self.title, self.total, self.unit = printable(title), total, unit
         self.done = 0
         self.note = ""
         self.started = self.printed = time.monotonic()
         self.bar: RichProgress | None = None
         console = Console(stderr=True)
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeElapsedColumn())
-            self.bar = RichProgress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console)
-            self.task = self.bar.add_task(title, total=total, note="")
+            title_column, unit_column, note_column = (
+                TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[unit]}", "{task.fields[note]}")
+            )
+            columns = (title_column, BarColumn(), MofNCompleteColumn(), unit_column, TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = RichProgress(*columns, note_column, console=console)
+            self.task = self.bar.add_task(self.title, total=total, unit=unit, note="")
 
     def __enter__(self) -> Self:
         if self.bar is not None:
@@ -37,7 +42,7 @@ class Progress:
     def advance(self, count: int = 1, note: str | None = None) -> None:
         """`count` more are done; `note` is a short text beside the bar (a rate, a loss)."""
         self.done += count
-        self.note = self.note if note is None else note
+        self.note = self.note if note is None else printable(note)
         if self.bar is not None:
             self.bar.update(self.task, advance=count, note=self.note)
         elif time.monotonic() - self.printed >= PLAIN_INTERVAL_S:

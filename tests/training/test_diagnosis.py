@@ -323,3 +323,11 @@ def test_the_probe_is_silent_where_nothing_can_be_told():
     assert max(fits.values()) - fits[0] < 0.05
     assert lag_fits(noise[:3]) is None
     assert lag_fits([(state[:10], action[:10]) for state, action in noise]) is None
+
+
+def test_names_of_a_dataset_are_text_and_not_markup(capsys, tmp_path):
+    said = Verdict(code="spikes", severity="warning", what="a[/b]", evidence="joint[rad], grip[/b]", remedy="\x1b[31mlook")
+    command.print_table([said], tmp_path / "run [/x]\x1b[31m")
+    printed = " ".join(capsys.readouterr().out.split())
+    for text in ("a[/b]", "joint[rad], grip[/b]", "?[31mlook", "run [/x]?[31m: 1 warning"):
+        assert text in printed

@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 
 import pytest
 from rich.console import Console
@@ -68,3 +69,38 @@ def test_the_curve_has_one_line():
 @pytest.mark.parametrize(("seconds", "text"), [(9.4, "9 s"), (75, "1 m 15 s"), (3725, "1 h 02 m"), (math.nan, "?")])
 def test_durations_read_well(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("name", ["a[/b]", "act [wide]", "\x1b]0;title\x07"])
+def test_a_title_is_text_and_not_markup(name, capsys):
+    out = io.StringIO()
+    advanced(Display(name, 200, console=Console(file=out, force_terminal=True, width=120)))
+    shown = "".join(character if character.isprintable() else "?" for character in name)
+    assert f" {shown} " in out.getvalue()
+    assert "]0;title\x07" not in out.getvalue()
+    advanced(Display(name, 200, console=Console(file=io.StringIO())))
+    assert f"{shown}: 101/200" in capsys.readouterr().err
+
+
+def test_a_line_that_is_said_is_no_order_to_the_terminal(capsys):
+    out = io.StringIO()
+    for console in (Console(file=out, force_terminal=True), Console(file=io.StringIO())):
+        with Display("demo", 200, console=console) as display:
+            display.say("one \x1b[31mtwo\nthree")
+    assert "one ?[31mtwo" in out.getvalue()
+    assert capsys.readouterr().err == "one ?[31mtwo\nthree\n"
+
+
+def test_a_panel_that_cannot_be_drawn_hides_no_error_and_gives_stderr_back(monkeypatch):
+    def broken(self):
+        raise RuntimeError("the panel")
+
+    monkeypatch.setattr(Display, "panel", broken)
+    before = sys.stderr
+    console = Console(file=io.StringIO(), force_terminal=True)
+    with pytest.raises(ValueError, match="what ended the run"), Display("demo", 200, console=console):
+        raise ValueError("what ended the run")
+    assert sys.stderr is before
+    with pytest.raises(RuntimeError, match="the panel"), Display("demo", 200, console=console):
+        pass
+    assert sys.stderr is before

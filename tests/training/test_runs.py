@@ -187,3 +187,49 @@ def test_nothing_that_a_run_directory_holds_is_waited_for(tmp_path):
     storage.write_json(pipe / "run.json", {"name": "pipe", "training": {"steps": 8}})
     os.mkfifo(pipe / ".lock")
     assert [look(path)["state"] for path in (many, pipe)] == ["stopped", "prepared"]
+
+
+HUGE = "9" * 400
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.jsonl", '{"kind":"train","step":1e999,"loss":1,"samples":1,"time":{"elapsed":1}}\n'),
+        ("metrics.jsonl", f'{{"kind":"train","step":1,"loss":1,"samples":{HUGE},"time":{{"elapsed":0.5}}}}\n'),
+        pytest.param("metrics.jsonl", f'{{"kind":"train","step":1,"loss":{HUGE}}}\n', marks=guards("training.runs.figures")),
+        ("metrics.jsonl", '{"kind":"train","step":1,"loss":NaN}\n'),
+        ("run.json", '{"name": "x", "training": {"steps": Infinity}}'),
+        ("run.json", '{"name": "x", "folds": Infinity, "training": {"steps": 8}}'),
+        ("evaluation/final/summary.json", '{"successes": 1e999, "episodes": 1e999}'),
+        pytest.param("evaluation/final/summary.json", f'{{"successes": {HUGE}, "episodes": {HUGE}}}', marks=guards("training.runs.counts")),
+        pytest.param("offline.json", f'{{"policy": {{"l1_per_spread": {HUGE}}}}}', marks=guards("training.runs.figures")),
+    ],
+)
+def test_what_is_no_finite_number_hides_no_other_run(runs, tmp_path, capsys, file, content):
+    for name in ("broken", "sound"):
+        shutil.copytree(runs / "finished", tmp_path / name)
+    (tmp_path / "broken" / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "broken" / file).write_text(content)
+    main(["runs", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "damaged" in printed
+    assert "finished" in printed
+    assert look(tmp_path / "broken")["state"] == "damaged"
+
+
+def test_a_terminal_obeys_nothing_that_a_run_says(runs, tmp_path, capsys):
+    paths = [tmp_path / "wide [/b] \x1b[31m", tmp_path / "other"]
+    for path in paths:
+        shutil.copytree(runs / "failed", path)
+    config = storage.read_json(paths[0] / "run.json")
+    storage.write_json(paths[0] / "run.json", {**config, "name": "\x1b]0;title\x07 [/red]"})
+    for path in paths:
+        storage.append_line(path / "sessions.jsonl", {"kind": "end", "how": "failed", "why": "\x1b[31mhello [/b]\nnext"})
+    for words in (["runs", str(tmp_path)], ["runs", "compare", *map(str, paths)]):
+        main(words)
+        printed = capsys.readouterr().out
+        assert not [character for character in printed if not character.isprintable() and character != "\n"]
+        assert "[/" in printed
+    main(["runs", str(tmp_path)])
+    assert "?[31mhello [/b]?next" in capsys.readouterr().out

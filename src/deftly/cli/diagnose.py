@@ -9,7 +9,9 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from deftly.foreign import printable
 from deftly.training.diagnosis.examine import diagnose
 from deftly.training.diagnosis.verdicts import SEVERITIES, Verdict
 from deftly.training.tracking import METRICS
@@ -58,12 +60,14 @@ def print_table(verdicts: list[Verdict], run: Path) -> None:
     counts = {name: sum(verdict.severity == name for verdict in verdicts) for name in SEVERITIES}
     found = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count)
     above = counts["fault"] + counts["warning"]
-    console.print(f"{run}: {found if above else 'nothing above a note'}", highlight=False, markup=False)
+    console.print(f"{printable(run)}: {found if above else 'nothing above a note'}", highlight=False, markup=False)
     if verdicts:
         table = Table(show_lines=True)
         for heading in ("", "verdict", "evidence", "what to do"):
             table.add_column(heading)
         for verdict in verdicts:
             colour = COLOURS[verdict.severity]
-            table.add_row(f"[{colour}]{verdict.severity}[/]", f"[bold]{verdict.code}[/]\n{verdict.what}", verdict.evidence, verdict.remedy)
+            what, evidence, remedy = (printable(text) for text in (verdict.what, verdict.evidence, verdict.remedy))
+            about = Text.assemble((verdict.code, "bold"), "\n", what)  # Text: names of a dataset hold brackets, which are no markup
+            table.add_row(Text(verdict.severity, style=colour), about, Text(evidence), Text(remedy))
         console.print(table)

@@ -8,7 +8,6 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from deftly import agent, storage
@@ -19,6 +18,7 @@ from deftly.evaluation.baselines import BASELINES, Baseline
 from deftly.evaluation.closed_loop import evaluate
 from deftly.evaluation.plan import EPISODES, SUMMARY, VIDEOS, name_for
 from deftly.evaluation.statistics import Proportion
+from deftly.foreign import safe_markup
 from deftly.own_code import classes_of
 from deftly.run import RUN_FILE, Run
 from deftly.types import UsageError
@@ -117,14 +117,14 @@ def show(summary: dict[str, Any], directory: Path) -> None:
     table.add_row("policy", "refused" if refused else str(proportion(summary)), "", style="bold")
     for name, baseline in summary["baselines"].items():
         obeyed = Proportion(baseline["obeyed"], baseline["episodes"]) if "obeyed" in baseline else ""
-        table.add_row(name.replace("_", "-"), str(proportion(baseline)), str(obeyed))
+        table.add_row(safe_markup(name.replace("_", "-")), str(proportion(baseline)), str(obeyed))
     console.print(table)
     failures = [f"{count} {name.replace('_', ' ')}" for name, count in summary["failures"].items() if count]
-    console.print(f"failures: {escape(', '.join(failures) or 'none')}", highlight=False)
+    console.print(f"failures: {safe_markup(', '.join(failures) or 'none')}", highlight=False)
     for note in summary["notes"]:
-        console.print(f"[yellow]note:[/yellow] {escape(note)}", highlight=False)
+        console.print(f"[yellow]note:[/yellow] {safe_markup(note)}", highlight=False)
     for name in (SUMMARY, EPISODES, VIDEOS):
-        console.print(escape(str(directory / name)), highlight=False, soft_wrap=True)
+        console.print(safe_markup(directory / name), highlight=False, soft_wrap=True)
 
 
 def proportion(counts: dict[str, Any]) -> Proportion:

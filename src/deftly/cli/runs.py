@@ -8,9 +8,9 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from deftly.foreign import safe_markup
 from deftly.training.runs import Row, compare, find_runs, look, text_of_success
 from deftly.types import UsageError
 
@@ -47,7 +47,7 @@ def list_runs(directory: tyro.conf.Positional[Path] = Path("runs"), json: bool =
     console.print(table)
     for row in rows:
         if row["why"]:
-            console.print(f"{escape(row['path'])}: {escape(row['why'])}", highlight=False, soft_wrap=True)
+            console.print(f"{safe_markup(row['path'])}: {safe_markup(row['why'])}", highlight=False, soft_wrap=True)
 
 
 HEADINGS = [
@@ -66,7 +66,7 @@ def cells(row: Row, root: Path) -> list[str]:
     path = Path(row["path"])
     step = f"{row['step']}/{row['total']}" if row["total"] is not None and row["step"] is not None else ""
     return [
-        escape(str(path.relative_to(root)) if path != root else path.name),
+        safe_markup(path.relative_to(root) if path != root else path.name),
         f"[{COLOURS[row['state']]}]{row['state']}[/]",
         step,
         number(row["validation"]),
@@ -91,7 +91,7 @@ def compare_runs(runs: tyro.conf.Positional[tuple[Path, ...]], json: bool = Fals
         print_json(found)
         return
     rows = found["runs"]
-    console, names = Console(), [escape(row["path"]) for row in rows]
+    console, names = Console(), [safe_markup(row["path"]) for row in rows]
     figures = {
         "state": [row["state"] for row in rows],
         "step": [f"{row['step']}/{row['total']}" for row in rows],
@@ -117,7 +117,7 @@ def side_by_side(names: list[str], rows: dict[str, list[str]]) -> Table:
     for name in names:
         table.add_column(name, justify="right", overflow="fold")
     for label, values in rows.items():
-        table.add_row(escape(label), *(escape(value) for value in values))
+        table.add_row(safe_markup(label), *(safe_markup(value) for value in values))
     return table
 
 

@@ -149,7 +149,7 @@ def show(dataset: Dataset, sheet: Path | None = None, console: Console | None = 
     console.print(render(dataset))
     if sheet is not None:
         contact_sheet(dataset).save(sheet)
-        console.print(f"contact sheet: {sheet}", soft_wrap=True)
+        console.print(f"contact sheet: {sheet}", soft_wrap=True, markup=False)
 
 
 def contact_sheet(dataset: Dataset, episodes: int = SHEET_EPISODES, columns: int = SHEET_COLUMNS) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import sys
@@ -16,6 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deftly.foreign import printable, printable_lines
+
 PLAIN_INTERVAL_S = 10.0
 LIVE_INTERVAL_S = 0.25
 BARS = "▁▂▃▄▅▆▇█"
@@ -25,7 +28,7 @@ class Display:
     """`update` is called at every step and costs next to nothing between two looks; `say` prints a line above the panel."""
 
     def __init__(self, title: str, total: int, visible: bool = True, console: Console | None = None) -> None:
-        self.title, self.total, self.visible = title, total, visible
+        self.title, self.total, self.visible = printable(title), total, visible
         self.console = console or Console(stderr=True)
         self.live: Live | None = None
         self.step = self.first_step = 0
@@ -44,10 +47,20 @@ class Display:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.live is not None:
-            self.live.update(self.panel(), refresh=True)
-            self.live.stop()
+            with contextlib.suppress(*([Exception] if kind is not None else [])):  # what ended the run is the news, not the panel
+                self._close(self.live)
         elif kind is None and self.visible and self.step > self.first_step:
             self._print()
+
+    def _close(self, live: Live) -> None:
+        """Draw the panel for the last time, and give stderr back whatever happens."""
+        try:
+            live.update(self.panel(), refresh=True)
+        except Exception:
+            live.update(Text(""))  # or `stop`, which draws once more, would fail before it gives stderr back
+            raise
+        finally:
+            live.stop()
 
     def begin(self, step: int, samples: int) -> None:
         """Training goes on from here: rates and the time left are of this process alone."""
@@ -59,9 +72,9 @@ class Display:
         if not self.visible:
             return
         if self.live is not None:
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(printable_lines(text), highlight=False, markup=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(printable_lines(text), file=sys.stderr, flush=True)
 
     def update(self, step: int, samples: int, loss: float) -> None:
         """A step is done; `loss` is smoothed over about 20 steps for the eye."""
@@ -110,7 +123,7 @@ class Display:
         numbers = f"loss {self.loss:.4g}   lr {self.rate:.1e}   {steps:.1f} steps/s   {samples:.0f} samples/s"
         lines = [Text(f"{sparkline(self.losses)}  {numbers}"), *([Text(self.validation)] if self.validation else [])]
         dim = [Text(text, style="dim") for text in (self.split, self.utilization) if text]
-        return Panel(Group(head, *lines, *dim), title=self.title, title_align="left")
+        return Panel(Group(head, *lines, *dim), title=Text(self.title), title_align="left")
 
 
 def sparkline(values: list[float], width: int = 32) -> str:

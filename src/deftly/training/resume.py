@@ -12,6 +12,7 @@ import torch
 
 from deftly.contract import Contract, differences
 from deftly.data.source import DataConfig
+from deftly.foreign import printable
 from deftly.training import distributed
 from deftly.training.checkpoint import Snapshot
 from deftly.training.config import TrainingConfig
@@ -55,6 +56,7 @@ def environment(config: TrainingConfig, device: torch.device, code: dict[str, st
 
 
 FREE = (*(f"training.{name}" for name in TrainingConfig.FREE), *(f"data.{name}" for name in DataConfig.FREE))  # where a run has them
+MOST_SAID = 240  # characters of what somebody else may have written
 MOST_NAMES = 8  # that are offered one by one; of more, the parts of the config that they are in
 
 
@@ -131,7 +133,7 @@ def _refuse_what_cannot_be(where: Path, changed: list[str], misfit: str | None, 
         raise UsageError(f"{where}: {shortened(never)}: {why}; change it back, or {_elsewhere(where) if elsewhere else NEW}")
     if changed and misfit is not None:  # guard: training.resume.misfit
         remedy = _elsewhere(where) if elsewhere else f"{NEW} with the weights that fit: {_elsewhere(where).partition(': ')[2]}"
-        reason = f"what it saved is of no use to that ({printable(misfit)})"
+        reason = f"what it saved is of no use to that ({printable(misfit[:MOST_SAID])})"
         raise UsageError(f"{where}: changed: {shortened(changed)}, and {reason}; change it back, or {remedy}")
 
 
@@ -152,7 +154,7 @@ def _refusal(
     names = [*allowed, *missing]
     if len(names) > MOST_NAMES:
         names = [name.partition(".")[0] for name in names]
-    flags = " ".join(f"--allow-change {printable(name)}" for name in [*dict.fromkeys(names)][:MOST_NAMES])
+    flags = " ".join(f"--allow-change {printable(name[:MOST_SAID])}" for name in [*dict.fromkeys(names)][:MOST_NAMES])
     remedy = f"{said[0][1]}, go on with {flags}, or {_elsewhere(where) if elsewhere else NEW}"
     kind = DataError if missing == [DATASET] else UsageError
     return kind(f"{where}: {'; '.join(what for what, _ in said)}; {remedy}")
@@ -194,10 +196,5 @@ def _is_in(line: str, names: Sequence[str]) -> bool:
 
 
 def shortened(lines: list[str], most: int = 3) -> str:
-    lines = [printable(line) for line in lines]
+    lines = [printable(line[:MOST_SAID]) for line in lines]
     return "; ".join(lines[:most]) + (f" (+{len(lines) - most} more)" if len(lines) > most else "")
-
-
-def printable(text: str) -> str:
-    """The beginning of what somebody else may have written, without line breaks and escapes."""
-    return "".join(character if character.isprintable() else "?" for character in text[:240])

@@ -12,6 +12,7 @@ from typing import Any
 from deftly import storage
 from deftly.contract import differences
 from deftly.evaluation.statistics import Proportion
+from deftly.foreign import is_figure
 from deftly.training.session import SESSIONS
 from deftly.training.tracking import METRICS
 from deftly.types import DataError, UsageError
@@ -53,7 +54,7 @@ def look(path: Path) -> Row:
             return checked(row | folded(path, int(config["folds"])))
         row["total"] = int(config["training"]["steps"])
         return checked(row | measured(path) | ended(path, row["total"]))
-    except (UsageError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (UsageError, OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         text = " ".join(str(error).split())
         return row | {"why": text if isinstance(error, UsageError | OSError) else f"{path}: not a run ({type(error).__name__}: {text})"}
 
@@ -61,11 +62,19 @@ def look(path: Path) -> Row:
 def checked(row: Row) -> Row:
     """The row, once its figures are figures; raises `DataError`: one damaged run must not keep the others from being listed."""
     for name in FIGURES:
-        if row[name] is not None and not isinstance(row[name], int | float):  # guard: training.runs.figures
-            raise DataError(f"{row['path']}: {name} is no number but {str(row[name])[:80]!r}")
+        if row[name] is not None and not is_figure(row[name]):  # guard: training.runs.figures
+            raise DataError(f"{row['path']}: {name} is no finite number but {shown(row[name])}")
+    counts = row["success"] or {}
+    if not all(map(is_figure, counts.values())):  # guard: training.runs.counts
+        raise DataError(f"{row['path']}: successes and episodes are no finite numbers but {', '.join(map(shown, counts.values()))}")
     if row["why"] is not None and not isinstance(row["why"], str):  # guard: training.runs.why
-        raise DataError(f"{row['path']}: the reason of its end is no text but {str(row['why'])[:80]!r}")
+        raise DataError(f"{row['path']}: the reason of its end is no text but {shown(row['why'])}")
     return row
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value that should have been another. An integer of thousands of digits is not turned into text."""
+    return "a huge number" if isinstance(value, int) and not is_figure(value) else repr(str(value)[:80])
 
 
 def age(path: Path) -> float:
