@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from deftly.cli.train import TRACKERS, default_directory, find_run, main, overri
 from deftly.models.heads import FlowMatchingConfig
 from deftly.recipes import RECIPES
 from deftly.run import Run
+from deftly.training.schedule import WSDConfig
 from deftly.types import UsageError
 from small_data import write_dataset
 
@@ -161,3 +163,43 @@ def test_a_value_that_cannot_be_is_one_readable_line(words: list[str], line: str
     with pytest.raises(UsageError) as refused:
         override(RECIPES["imitate"](True), words)
     assert str(refused.value).startswith(line)
+
+
+REPOSITORY = Path(__file__).parents[2]
+NOT_ON_THE_COMMAND_LINE = [
+    "--training.early-stop.patience",
+    "--training.lora.rank",
+    "--training.schedule.decay-fraction",
+    "--training.groups.0.parameters",
+]
+
+
+@pytest.mark.parametrize("flags", [["--training.schedule.kind", "wsd"], *([flag, "3"] for flag in NOT_ON_THE_COMMAND_LINE)])
+def test_what_a_recipe_chooses_is_not_denied(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    """The remedy leads to the page that shows how, and no line says that there is no other schedule."""
+    with pytest.raises(UsageError, match="`deftly train --help`") as refused:
+        override(RECIPES["imitate"](True), flags)
+    assert "Expected one of" not in str(refused.value)
+    main(["--help"])
+    usage = " ".join(capsys.readouterr().out.split())
+    assert "training.schedule" in usage.split("recipe of your own")[0]
+    assert "docs/training/optimisation.md" in usage
+
+
+def test_another_schedule_is_named_with_the_recipes() -> None:
+    with pytest.raises(UsageError) as refused:
+        override(RECIPES["imitate"](True), ["--training.schedule.kind", "wsd"])
+    assert str(refused.value).startswith(
+        "command line: --training.schedule.kind is 'warmup_cosine' by the recipe; another ('wsd') is chosen in"
+    )
+
+
+def test_the_documented_recipe_has_another_schedule(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs/training/optimisation.md").read_text().split("## Another schedule")[1].split("## ")[0]
+    (tmp_path / "my.py").write_text(page.split("```python\n")[1].split("```")[0])
+    run = find_run(f"{tmp_path / 'my.py'}:recipe", small=True)
+    assert run == RECIPES["imitate"](True).replace(training=run.training)
+    assert run.training == RECIPES["imitate"](True).training.replace(schedule=WSDConfig())
+    (flag,) = re.findall(r"deftly train my.py:recipe --data.path DIR (--\S+ \S+)`", page)
+    assert override(run, flag.split()).training.schedule == WSDConfig(decay_fraction=0.1)
+    assert {recipe(True).training.schedule.kind for recipe in RECIPES.values()} == {"warmup_cosine"}

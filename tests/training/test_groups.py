@@ -265,7 +265,7 @@ def test_the_plan_says_who_learns(tmp_path):
 def test_the_documented_list_fits_the_policy():
     page = Path(__file__).parents[2] / "docs/training/optimisation.md"
     names = {}
-    exec(page.read_text().split("```python\n")[1].split("```")[0], names)
+    exec(page.read_text().split("## Groups")[1].split("```python\n")[1].split("```")[0], names)
     objective = Imitation(build_policy(PolicyConfig(width=16)))
     groups = Groups(objective, names["training"].groups, WarmupCosineConfig(), 100)
     assert [len(groups.learning(Clock(number, 100))) for number in (0, 49, 50)] == [1, 1, 2]

@@ -29,12 +29,13 @@ USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--
                   [--resume --allow-change FIELD ...] [--track tensorboard|wandb|wandb:online ...]
   NAME is a recipe ({recipes}), a run directory or its run.json, or my.py:recipe, which is your own code
   --code my.py is for a run directory or run.json whose policy, head or objective is of your own code: the file is run
-  --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16; a part that is null in
-    the recipe (training.early_stop, training.lora) or a list (training.groups) is set in a recipe of your own
+  --FIELD changes one leaf of the run, e.g. --data.path DIR --training.steps 2000 --policy.vision.keypoints 16; what is chosen among
+    variants (the kind of training.schedule, policy.head), null in the recipe (training.early_stop, training.lora) or a list
+    (training.groups) is set in a recipe of your own; docs/training/optimisation.md has one of three lines
   --resume goes on with the run in DIR, and begins one where there is none: the same command starts and restarts
   --allow-change FIELD lets a resumed run go on with another value: training.steps, a whole part such as training, or dataset
   --track shows the log, which is always in metrics.jsonl, elsewhere too; a resumed run may change that
-  `deftly train NAME --fields` lists every field with its value
+  `deftly train NAME --fields` lists every field that can be changed so, with its value
   torchrun --nproc-per-node 2 -m deftly train NAME ...: several processes, each with its share of every batch"""
 
 TRACKERS = {"tensorboard": TensorBoardConfig(), "wandb": WandbConfig(), "wandb:online": WandbConfig(mode="online")}
@@ -152,8 +153,17 @@ def override(run: Run, fields: list[str]) -> Run:
     except SystemExit as ended:
         if ended.code in (0, None):
             raise
-        raise UsageError(f"command line: {plain_words(printed.getvalue())}; `deftly train NAME --fields` lists every field") from None
+        raise UsageError(f"command line: {remedied(plain_words(printed.getvalue()))}") from None
     return Run.parse(changed.to_dict(), "command line", classes_in(run))
+
+
+def remedied(words: str) -> str:
+    """What is wrong, and what to do. tyro knows one variant of each union, the recipe's: its "invalid choice" would deny all others."""
+    kind = re.search(r"'(\S+)' for argument '(--\S+\.kind)'.*\('(\w+)',\)", words)
+    if kind:
+        remedy = "is chosen in a recipe of your own (`deftly train my.py:recipe`): see `deftly train --help`"
+        return f"{kind[2]} is {kind[3]!r} by the recipe; another ({kind[1]!r}) {remedy}"
+    return f"{words}; `deftly train NAME --fields` lists what can be set here, `deftly train --help` says how the rest is"
 
 
 def plain_words(box: str) -> str:
