@@ -60,6 +60,8 @@ def test_the_manifests_fit_together() -> None:
     command = pod["containers"][0]["command"][-1]
     assert f"--nnodes {nodes} " in command
     assert job["spec"]["parallelism"] == job["spec"]["completions"]
+    assert job["spec"]["podReplacementPolicy"] == "Failed", "two pods of one rank while the first saves, otherwise"
+    assert job["spec"]["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}, "rank 0 is there, which writes the run"
     assert f"--master-addr {job['metadata']['name']}-0.{pod['subdomain']} " in command
     assert f"--nproc-per-node {pod['containers'][0]['resources']['limits']['nvidia.com/gpu']} " in command
     assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
@@ -244,3 +246,65 @@ def test_a_real_run_saves_and_goes_on(tmp_path, ended):
     second = job(f"{step + 5} --allow-change training.steps")
     assert second.wait(120) == 0, second.communicate()[0]
     assert last.read_text() == f"step-{step + 5:08d}\n"
+
+
+# -- what Kubernetes does with the manifest ------------------------------------------------------------------------------------------------
+
+
+def pod_command(folder: Path, data: Path, port: int) -> str:
+    """The container's command, for small pods that are all on this machine."""
+    yaml = pytest.importorskip("yaml")
+    job = list(yaml.safe_load_all(next(text for kind, text in BLOCKS if kind == "yaml")))[1]
+    command: str = job["spec"]["template"]["spec"]["containers"][0]["command"][-1]
+    small = "--small --device cpu --data.batch-size 4 --data.image-size 32 --training.checkpoint-every 20 --training.log-every 20"
+    replaced = {
+        "exec torchrun": f'exec "{sys.executable}" -m torch.distributed.run',
+        "--nproc-per-node 8": "--nproc-per-node 1",
+        "train-0.train": "127.0.0.1",
+        "29500": str(port),
+        "/shared/datasets/demo": str(data),
+        "/shared/runs/demo": str(folder / "run"),
+        "--resume": f"--resume {small} --training.steps 200",
+    }
+    for words, others in replaced.items():
+        assert command.count(words) == 1, words
+        command = command.replace(words, others)
+    return command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "index", "step"), [("TERM", 1, None), ("TERM", 0, 1), ("KILL", 0, 30), ("KILL", 1, 30)])
+def test_a_pod_is_replaced_and_the_run_goes_on(tmp_path, ended, name, index, step):
+    """One of two torchruns is sent a signal, at its start or after a logged step; each that fails is started again, as the Job does."""
+    command = pod_command(tmp_path, write_dataset(tmp_path / "data"), free_port())
+    log, words, tries = tmp_path / "run/metrics.jsonl", tmp_path / "words", {0: 0, 1: 0}
+    running: dict[int, subprocess.Popen[str]] = {}
+
+    def pod(number: int) -> None:
+        environment = {**os.environ, "JOB_COMPLETION_INDEX": str(number), "OMP_NUM_THREADS": "1"}
+        with words.open("a") as file:
+            running[number] = subprocess.Popen(["sh", "-c", command], env=environment, stdout=file, stderr=file, text=True)
+        ended.append(running[number])
+        tries[number] += 1
+
+    for number in (0, 1):
+        pod(number)
+    if step is None:
+        time.sleep(1)
+    else:
+        wait_until(lambda: log.exists() and any(f'"step": {reached},' in log.read_text() for reached in range(step, 201)), running[0], 120)
+    if name == "TERM":
+        running[index].send_signal(signal.SIGTERM)
+    else:
+        subprocess.run(["bash", "-c", f"{TASK}; tree {running[index].pid}"], timeout=60)
+    until = time.monotonic() + 240
+    while running:
+        assert time.monotonic() < until, words.read_text()[-3000:]
+        for number in [number for number in running if running[number].poll() is not None]:
+            assert tries[number] < 5, words.read_text()[-3000:]
+            if running.pop(number).returncode != 0:
+                pod(number)
+        time.sleep(0.5)
+    assert tries[index] >= 2, "it came too late"
+    assert (tmp_path / "run/checkpoints/last").read_text() == "step-00000200\n"
+    assert '"finished"' in (tmp_path / "run/sessions.jsonl").read_text()
