@@ -1,14 +1,20 @@
-"""What somebody else may have written, taken with care: text on its way to a terminal, figures on their way into a table.
+"""What somebody else may have written, taken with care: text on its way to a terminal, figures on their way into a table,
+files that may hold anything.
 
 A run directory, a dataset or a log may come from anybody. Nothing here decides what a file should hold; its reader does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
+
+from deftly.types import DataError, UsageError
 
 
 def printable(text: object) -> str:
@@ -32,3 +38,18 @@ def is_figure(value: Any) -> bool:
         return isinstance(value, int | float) and math.isfinite(value)
     except OverflowError:
         return False
+
+
+@contextlib.contextmanager
+def making_sense_of(path: Path, remedy: str = "restore the file, or train again") -> Iterator[None]:
+    """Around code that takes a file's contents for what they should be: where they are not, a `DataError` of one line that names the file.
+
+    Only such code belongs inside: whatever goes wrong there is blamed on the file.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not what deftly writes ({type(error).__name__}: {said}); {remedy}") from None

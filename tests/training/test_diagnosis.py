@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deftly import storage
 from deftly.cli import diagnose as command
@@ -16,6 +19,7 @@ from deftly.training.diagnosis.examine import diagnose
 from deftly.training.diagnosis.verdicts import EXPLAINS, ORDER, Verdict, ranked
 from deftly.types import DataError, UsageError
 from guards import guards
+from side_files import damaged
 from training.toys import make_trainer, small_config
 
 
@@ -99,10 +103,10 @@ def test_a_directory_without_a_run_is_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('{"step": 61, "kind": "train"}', "not what training writes"),
-        ('{"step": 61, "kind": "train", "loss": "low", "learning_rate": 0, "gradient_norm": 1}', "not what training writes"),
-        ('{"step": 61, "kind": "modules", "modules": [1]}', "not what training writes"),
-        ('{"step": 61, "kind": "detail", "terms": {"a": {"dimension": 3}}}', "not what training writes"),
+        ('{"step": 61, "kind": "train"}', "not what deftly writes"),
+        ('{"step": 61, "kind": "train", "loss": "low", "learning_rate": 0, "gradient_norm": 1}', "not what deftly writes"),
+        ('{"step": 61, "kind": "modules", "modules": [1]}', "not what deftly writes"),
+        ('{"step": 61, "kind": "detail", "terms": {"a": {"dimension": 3}}}', "not what deftly writes"),
         ("[1, 2]", "not a line that training writes"),
         ('{"step": "x", "kind": "train"}', "not a line that training writes"),
         ("{broken", "not valid JSON"),
@@ -331,3 +335,53 @@ def test_names_of_a_dataset_are_text_and_not_markup(capsys, tmp_path):
     printed = " ".join(capsys.readouterr().out.split())
     for text in ("a[/b]", "joint[rad], grip[/b]", "?[31mlook", "run [/x]?[31m: 1 warning"):
         assert text in printed
+
+
+# -- files of others ---------------------------------------------------------------------------------------------------------------------
+
+FAILURE = {"step": 60, "bad_steps_in_a_row": 9, "rollbacks": [], "remedy": "look"}
+
+
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [
+        pytest.param("run.json", {"seed": 1.5}, marks=guards("training.diagnose.seed")),
+        ("run.json", {"seed": "abc"}),
+        ("run.json", {"seed": None}),
+        ("run.json", {"seed": [1]}),
+        ("run.json", {"seed": math.inf}),
+        pytest.param("run.json", {"training": {"clip_norm": "x"}}, marks=guards("training.diagnose.figure")),
+        ("run.json", {"training": {"optimizer": {"learning_rate": None}}}),
+        pytest.param("run.json", {"training": {"optimizer": None}}, marks=guards("training.diagnose.part")),
+        pytest.param("run.json", {"training": {"ema_decay": 1}}, marks=guards("training.diagnose.decay")),
+        pytest.param("run.json", {"training": {"start": None}}, marks=guards("training.diagnose.start")),
+        pytest.param("failure.json", {"step": 60}, marks=guards("training.diagnose.failure")),
+        ("failure.json", {**FAILURE, "rollbacks": 7}),
+    ],
+)
+def test_a_file_with_other_fields_than_training_writes_is_named(run, file, value):
+    (run / file).write_text(json.dumps(value))
+    with pytest.raises(DataError, match=file) as caught:
+        diagnose(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_huge_number_in_the_log_is_refused(run):
+    add(run, step=10**400, kind="train", loss=1.0, terms={}, gradient_norm=1.0, learning_rate=1e-2, time={})
+    with pytest.raises(DataError, match=r"metrics\.jsonl"):
+        diagnose(run)
+
+
+@settings(max_examples=150)
+@given(data=st.data())
+def test_no_damage_is_an_internal_error(trained, data):
+    """One value of a good run is another: verdicts, or one line that names the file."""
+    (trained / "failure.json").write_text(json.dumps(FAILURE))
+    file = data.draw(st.sampled_from(["run.json", "failure.json", "metrics.jsonl"]))
+    with damaged(trained / file, data):
+        try:
+            diagnose(trained)
+        except DataError as error:
+            assert file in str(error)
+            assert "\n" not in str(error)
+    (trained / "failure.json").unlink()

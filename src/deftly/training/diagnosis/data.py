@@ -71,7 +71,7 @@ def _open(record: Record) -> Recorded | None:
 
 def _split(record: Record, dataset: Dataset, fraction: float) -> Split:
     """As training made it. How many folds there are is in the run.json of all of them, beside a fold's own."""
-    seed, fold = int(record.run.get("seed", 0)), re.search(r" fold (\d+)$", str(record.run.get("name", "")))
+    seed, fold = record.run.get("seed", 0), re.search(r" fold (\d{1,9})$", str(record.run.get("name", "")))
     if fold is None:
         return split_episodes(dataset, fraction, seed)
     whole = record.directory.resolve().parent / "run.json"

@@ -9,12 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from deftly import storage
+from deftly.foreign import is_figure
 from deftly.training.rollback import FAILURE_FILE
 from deftly.training.tracking import METRICS
 from deftly.types import DataError, UsageError
 
 Line = dict[str, Any]
 EARLY = 0.2  # of a run: where the loss falls steeply and the rate warms up
+FIGURES = {
+    "seed": False,
+    "training.steps": False,
+    "training.ema_decay": True,
+    "training.clip_norm": True,
+    "training.optimizer.learning_rate": False,
+}
+"""Of run.json, and whether they may be null."""
 CONTRACT = ("policy/contract.json",)
 
 
@@ -70,7 +79,10 @@ def read_record(directory: Path) -> Record:
             raise DataError(f"{path}:{number}: not a line that training writes; restore the file, or train again")
         lines.setdefault(line["kind"], []).append(line)
     run = _read(directory / "run.json") or {}
+    _check_run(run, directory / "run.json")
     failure = _read(directory / FAILURE_FILE)
+    if failure is not None:
+        _check_failure(failure, directory / FAILURE_FILE)
     last = max((line["step"] for found in lines.values() for line in found), default=0)
     if failure is not None and failure.get("step") != last:
         failure = None  # the run was resumed since, and got further
@@ -84,6 +96,35 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):  # guard: training.diagnose.file
         raise DataError(f"{path}: holds {type(value).__name__} where an object should be; restore the file")
     return value
+
+
+def _check_run(run: dict[str, Any], path: Path) -> None:
+    """Refuse a config whose fields are not what the verdicts compute with; a field that is not there has a default."""
+    for name, may_be_null in FIGURES.items():
+        *parts, last = name.split(".")
+        where: Any = run
+        for part in parts:
+            where = where.get(part, {}) if isinstance(where, dict) else None
+        if not isinstance(where, dict):  # guard: training.diagnose.part
+            raise DataError(f"{path}: {'.'.join(parts)} is no object; restore the file")
+        value = where.get(last, 0)
+        if not is_figure(value) and not (value is None and may_be_null):  # guard: training.diagnose.figure
+            raise DataError(f"{path}: {name} is no finite number; restore the file")
+    if not isinstance(run.get("seed", 0), int):  # guard: training.diagnose.seed
+        raise DataError(f"{path}: seed is no whole number; restore the file")
+    training = run.get("training", {})
+    if (training.get("ema_decay") or 0) >= 1:  # guard: training.diagnose.decay
+        raise DataError(f"{path}: training.ema_decay is not below 1; restore the file")
+    if not isinstance(training.get("start", {}), dict):  # guard: training.diagnose.start
+        raise DataError(f"{path}: training.start is no object; restore the file")
+
+
+def _check_failure(failure: dict[str, Any], path: Path) -> None:
+    is_whole = isinstance(failure.get("rollbacks"), list) and {"step", "bad_steps_in_a_row", "remedy"} <= failure.keys()
+    if not is_whole:  # guard: training.diagnose.failure
+        raise DataError(
+            f"{path}: has no step, bad_steps_in_a_row, rollbacks and remedy, as training writes them; restore or remove the file"
+        )
 
 
 def _action_names(directory: Path) -> list[str]:
