@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
+
+from deftly.types import DataError
 
 OTHERS = [None, True, -1, 0, 1.5, math.inf, math.nan, 10**400, 5e-324, "", "abc", "\x1b[/b]\0\n", "\ud800", [], {}, [1], [[]], {"a": 1}]
 GONE = object()
@@ -32,6 +34,15 @@ def put(value: Any, place: Place, other: Any) -> Any:
     else:
         copy[place[0]] = put(value[place[0]], place[1:], other)
     return copy
+
+
+def refusal(read: Callable[[], object]) -> str:
+    """What `read` says where it refuses, which is no other error than a `DataError`; nothing where it does not."""
+    try:
+        read()
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 @contextlib.contextmanager

@@ -122,9 +122,7 @@ def _check_run(run: dict[str, Any], path: Path) -> None:
 def _check_failure(failure: dict[str, Any], path: Path) -> None:
     is_whole = isinstance(failure.get("rollbacks"), list) and {"step", "bad_steps_in_a_row", "remedy"} <= failure.keys()
     if not is_whole:  # guard: training.diagnose.failure
-        raise DataError(
-            f"{path}: has no step, bad_steps_in_a_row, rollbacks and remedy, as training writes them; restore or remove the file"
-        )
+        raise DataError(f"{path}: lacks step, bad_steps_in_a_row, rollbacks or remedy; restore or remove the file")
 
 
 def _action_names(directory: Path) -> list[str]:
