@@ -13,6 +13,7 @@ from deftly.run import check_shares, train
 from deftly.training import distributed
 from deftly.training.checkpoint import Checkpoints
 from deftly.training.groups import Group
+from deftly.training.guard import TrainingError
 from deftly.training.lifetime import Interrupt
 from deftly.types import Batch, DataError, UsageError
 from guards import guards
@@ -240,6 +241,24 @@ def test_a_rank_that_dies_ends_the_others_soon_and_with_one_line(tmp_path):
     assert codes == [1, -signal.SIGKILL]
     assert "TrainingError: another process of this training ended or no longer answers" in error
     assert (tmp_path / "run" / "checkpoints" / "last").read_text() == "step-00000004\n"
+
+
+@pytest.mark.parametrize(("local_rank", "ends_with"), [("0", TrainingError), ("1", SystemExit)])
+def test_a_machine_to_which_rank_0_does_not_come_says_so_once(monkeypatch, local_rank, ends_with):
+    for name, value in {
+        "WORLD_SIZE": "16",
+        "RANK": f"{8 + int(local_rank)}",
+        "LOCAL_RANK": local_rank,
+        "MASTER_ADDR": "other",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ends_with) as ended, distributed.stopping_with_the_others(True):
+        raise RuntimeError("wait timeout after 600000ms: timed out")
+    assert ends_with is SystemExit or "another process of this training ended or no longer answers" in str(ended.value)
+    monkeypatch.setattr(distributed, "active", lambda: True)
+    with pytest.raises(SystemExit), distributed.stopping_with_the_others():  # once they have met, rank 0 is there to say it
+        raise RuntimeError("wait timeout after 600000ms: timed out")
 
 
 @guards("training.distributed.available")

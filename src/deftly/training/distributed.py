@@ -164,13 +164,16 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
 
 @contextmanager
 def stopping_with_the_others(is_launched: bool | None = None) -> Iterator[None]:
-    """A collective that fails because a rank is gone becomes one line, said by rank 0; the rank that is gone has said why."""
+    """A collective that fails because a rank is gone becomes one line, said by rank 0; the rank that is gone has said why.
+
+    While they join (`is_launched`) it may be rank 0 that does not come: the first rank of each machine says so.
+    """
     try:
         yield
     except RuntimeError as error:
         if not (active() if is_launched is None else is_launched) or isinstance(error, TrainingError) or not _is_lost(error):
             raise
-        if not is_spokesman():
+        if not (is_spokesman() or (is_launched and os.environ["LOCAL_RANK"] == "0")):
             raise SystemExit(TrainingError.exit_code) from None
         words = " ".join(str(error).split())[:120]
         raise TrainingError(
