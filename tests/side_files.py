@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from deftly.types import DataError
+from deftly.types import UsageError
 
 OTHERS = [None, True, -1, 0, 1.5, math.inf, math.nan, 10**400, 5e-324, "", "abc", "\x1b[/b]\0\n", "\ud800", [], {}, [1], [[]], {"a": 1}]
 GONE = object()
@@ -37,10 +37,10 @@ def put(value: Any, place: Place, other: Any) -> Any:
 
 
 def refusal(read: Callable[[], object]) -> str:
-    """What `read` says where it refuses, which is no other error than a `DataError`; nothing where it does not."""
+    """What `read` says where it refuses, which is no other error than a `UsageError`; nothing where it does not."""
     try:
         read()
-    except DataError as error:
+    except UsageError as error:
         return str(error)
     return ""
 

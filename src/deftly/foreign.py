@@ -14,8 +14,6 @@ from typing import Any
 
 from rich.markup import escape
 
-from deftly.types import DataError, UsageError
-
 
 def printable(text: object) -> str:
     """One line that a terminal does not obey: escapes, line breaks, text directions and halves of characters become question marks."""
@@ -46,6 +44,8 @@ def making_sense_of(path: Path, remedy: str = "restore the file, or train again"
 
     Only such code belongs inside: whatever goes wrong there is blamed on the file.
     """
+    from deftly.types import DataError, UsageError  # which load torch: a mistyped command is answered at once
+
     try:
         yield
     except UsageError:

@@ -167,3 +167,11 @@ def test_a_reader_that_leaves_is_no_error():
 
 def restore_sigpipe() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python starts everywhere: the write fails instead of ending the process
+
+
+def test_an_error_that_quotes_a_file_is_no_order_to_the_terminal(capsys):
+    with pytest.raises(SystemExit):
+        cli.fail("a.json: \x1b]0;title\x07 is no number\nand more", 65)
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert "a.json: ?]0;title? is no number\nand more" in err

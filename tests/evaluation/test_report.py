@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deftly import storage
 from deftly.evaluation import report
@@ -17,6 +19,8 @@ from deftly.evaluation.report import gather, render, seconds, write_report
 from deftly.types import DataError, UsageError
 from evaluation.small_run import small_run
 from evaluation.toy import ToyConfig, load_toy, save_toy
+from guards import guards
+from side_files import damaged, refusal
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -285,3 +289,43 @@ def test_cross_validation_shows_every_fold_and_the_verdict(tmp_path: Path, polic
     with pytest.raises(DataError, match="not a table of folds") as caught:
         gather(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+TRAIN = '{"kind": "train", "time": {}, "step": '
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("checkpoints/best", b"\xff\xfe"),
+        pytest.param("checkpoints/best", b"step-\n00000001", marks=guards("evaluation.report.pointer")),
+        ("summary.json", b"[]"),
+        ("summary.json", b'{"steps": "x"}'),
+        ("metrics.jsonl", (TRAIN + '5, "loss": "abc"}\n').encode()),
+        ("metrics.jsonl", (TRAIN + 'NaN, "loss": 1}\n').encode()),
+        ("metrics.jsonl", (TRAIN + "9" * 400 + ', "loss": 1}\n').encode()),
+        ("run.json", b"[]"),
+        ("data.json", b"{}"),
+        ("offline.json", b"7"),
+        ("sessions.jsonl", b'{"kind": "start", "machine": 7}\n'),
+    ],
+)
+def test_a_damaged_side_file_is_named_in_one_line(full: Path, tmp_path: Path, file: str, content: bytes) -> None:
+    run = Path(shutil.copytree(full, tmp_path / "run"))
+    (run / file).write_bytes(content)
+    with pytest.raises(DataError, match=file) as caught:
+        write_report(run)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_no_damage_is_an_internal_error(full: Path, data: st.DataObject) -> None:
+    """One value of a good run is another: a page, or one line."""
+    trainer = "checkpoints/step-00000001/trainer.json"
+    names = ["run.json", "summary.json", "metrics.jsonl", "offline.json", "data.json", "checkpoints/best", trainer]
+    names += ["evaluation/final/plan.json", "evaluation/final/episodes.jsonl"]
+    file = data.draw(st.sampled_from([name for name in names if (full / name).is_file()]))
+    with damaged(full / file, data):
+        said = refusal(lambda: render(gather(full)))
+    assert "\n" not in said

@@ -135,7 +135,9 @@ def explain(error: Exception) -> tuple[str, int]:
 
 
 def fail(message: str, code: int) -> None:
-    print(f"deftly: {message}", file=sys.stderr)
+    from deftly.foreign import printable_lines
+
+    print(f"deftly: {printable_lines(message)}", file=sys.stderr)  # it may quote a file of somebody else's
     sys.exit(code)
 
 

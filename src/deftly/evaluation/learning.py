@@ -9,6 +9,7 @@ from typing import Any
 from deftly import storage
 from deftly.evaluation import charts
 from deftly.evaluation.charts import Series
+from deftly.foreign import making_sense_of
 
 Line = dict[str, Any]
 OVER_ALL = ("elapsed", "utilization")
@@ -16,7 +17,13 @@ OVER_ALL = ("elapsed", "utilization")
 
 
 def training(run: Path) -> dict[str, Any] | None:
-    """The pictures, and the last figures; None without a log."""
+    """The pictures, and the last figures; None without a log. Raises `DataError` where the log or the summary is damaged."""
+    stopped = stopped_early(run)
+    with making_sense_of(run / "metrics.jsonl"):
+        return learnt(run, stopped)
+
+
+def learnt(run: Path, stopped: str | None) -> dict[str, Any] | None:
     lines = [line for line in storage.read_lines(run / "metrics.jsonl") if isinstance(line, dict) and "step" in line]
     train = [line for line in lines if line.get("kind") == "train"]
     held_out = [line for line in lines if line.get("kind") == "validation"]
@@ -52,7 +59,7 @@ def training(run: Path) -> dict[str, Any] | None:
         "steps": train[-1]["step"],
         "speed": charts.number(train[-1].get("samples", 0) / whole) if whole else None,
         "skipped": train[-1].get("skipped", 0),
-        "stopped": stopped_early(run),
+        "stopped": stopped,
     }
 
 
@@ -63,11 +70,17 @@ def series(label: str, lines: list[Line], name: str, kind: str, marked: bool = F
 def stopped_early(run: Path) -> str | None:
     """Why the run ended before its last step, if it did."""
     summary = storage.read_json(run / "summary.json") if (run / "summary.json").is_file() else {}
-    return summary.get("stopped_early")
+    with making_sense_of(run / "summary.json"):
+        return summary.get("stopped_early")
 
 
 def sessions(run: Path) -> list[tuple[str, str]]:
     """When the run was worked on and how each time ended; what the last session ran on."""
+    with making_sense_of(run / "sessions.jsonl"):
+        return history(run)
+
+
+def history(run: Path) -> list[tuple[str, str]]:
     lines = [line for line in storage.read_lines(run / "sessions.jsonl") if isinstance(line, dict)]
     pairs = []
     for line, after in itertools.zip_longest(lines, lines[1:]):

@@ -18,14 +18,17 @@ from deftly import storage
 from deftly.contract import Contract
 from deftly.evaluation import charts
 from deftly.evaluation.learning import seconds, sessions, training
-from deftly.evaluation.plan import PLAN, Plan, read
+from deftly.evaluation.plan import EPISODES, PLAN, Plan, read
 from deftly.evaluation.statistics import Proportion
 from deftly.evaluation.summary import Row, read_rows, summarise, video_path
+from deftly.foreign import making_sense_of
 from deftly.types import DataError, UsageError
 
 REPORT = "report.html"
 TEMPLATE = "report.html.jinja"
 MAX_VIDEO_BYTES = 5 << 20  # all together; base64 adds a third
+
+ANOTHER_NAME = "evaluate under another --name"
 
 MEANINGS = {
     "deaf": "told another object, scored on the original one",
@@ -70,8 +73,14 @@ def gather(run: Path, evaluation: str | None = None) -> dict[str, Any]:
     if not (run / "run.json").is_file():
         raise UsageError(f"{run}: not a run (no run.json); give a run directory, such as runs/demo")
     config = storage.read_json(run / "run.json")
+    with making_sense_of(run / "run.json"):
+        name_of_run, has_world, data = str(config.get("name", run.name)), config.get("world") is not None, config.get("data", {})
+        data_path = str(data.get("path", ""))
     checkpoint = find_checkpoint(run)
-    contract = Contract.load(checkpoint / "policy" / "contract.json") if checkpoint is not None else None
+    contract = None
+    if checkpoint is not None:
+        with making_sense_of(checkpoint / "policy" / "contract.json"):
+            contract = Contract.load(checkpoint / "policy" / "contract.json")
     rate_hz = contract.embodiment.rate_hz if contract is not None else None
     finished, unfinished = find_evaluations(run / "evaluation")
     if evaluation is not None and evaluation not in finished:
@@ -79,17 +88,17 @@ def gather(run: Path, evaluation: str | None = None) -> dict[str, Any]:
         raise UsageError(f"{run}: no finished evaluation {evaluation!r}; {known}")
     name = evaluation or ("final" if "final" in finished else next(reversed(finished), None))
     return {
-        "name": str(config.get("name", run.name)),
+        "name": name_of_run,
         "robot": contract.embodiment.name if contract is not None else None,
-        "evaluation": judged(run / "evaluation" / name, *finished[name], rate_hz) if name is not None else None,
-        "others": [other(key, *value) for key, value in finished.items()] if len(finished) > 1 else [],
+        "evaluation": sound_judged(run / "evaluation" / name, *finished[name], rate_hz) if name is not None else None,
+        "others": [sound_other(run / "evaluation" / key, *value) for key, value in finished.items()] if len(finished) > 1 else [],
         "unfinished": unfinished,
         "training": training(run),
-        "judge": f"deftly evaluate {shlex.quote(str(run))}" if config.get("world") is not None else None,
+        "judge": f"deftly evaluate {shlex.quote(str(run))}" if has_world else None,
         "offline": offline(run / "offline.json"),
         "folds": folds(run / "folds.json"),
-        "facts": facts(run, config, contract, finished[name][0] if name is not None else None),
-        "commands": commands(run, config, finished[name][0] if name is not None else None),
+        "facts": facts(run, data_path, contract, finished[name][0] if name is not None else None),
+        "commands": commands(run, data_path, finished[name][0] if name is not None else None),
     }
 
 
@@ -100,13 +109,25 @@ def find_evaluations(root: Path) -> tuple[dict[str, tuple[Plan, dict[tuple[str, 
     """Finished evaluations by name, and what is known of the others."""
     finished, unfinished = {}, []
     for directory in sorted(path.parent for path in root.glob(f"*/{PLAN}")):
-        plan = read(directory)
-        rows = read_rows(plan, directory)
+        with making_sense_of(directory / PLAN, ANOTHER_NAME):
+            plan = read(directory)
+        with making_sense_of(directory / EPISODES, ANOTHER_NAME):
+            rows = read_rows(plan, directory)
         if len(rows) == len(plan.jobs()):
             finished[directory.name] = (plan, rows)
         else:
             unfinished.append({"name": directory.name, "done": len(rows), "total": len(plan.jobs())})
     return finished, unfinished
+
+
+def sound_judged(directory: Path, plan: Plan, rows: dict[tuple[str, int], Row], rate_hz: float | None) -> dict[str, Any]:
+    with making_sense_of(directory / EPISODES, ANOTHER_NAME):
+        return judged(directory, plan, rows, rate_hz)
+
+
+def sound_other(directory: Path, plan: Plan, rows: dict[tuple[str, int], Row]) -> dict[str, Any]:
+    with making_sense_of(directory / EPISODES, ANOTHER_NAME):
+        return other(directory.name, plan, rows)
 
 
 def judged(directory: Path, plan: Plan, rows: dict[tuple[str, int], Row], rate_hz: float | None) -> dict[str, Any]:
@@ -203,7 +224,9 @@ def offline(path: Path) -> list[dict[str, Any]]:
     """Errors on held-out episodes, the smallest first; empty where none were measured."""
     if not path.is_file():
         return []
-    return bars({name: found["l1_per_spread"] for name, found in storage.read_json(path).items()})
+    errors = storage.read_json(path)
+    with making_sense_of(path):
+        return bars({name: found["l1_per_spread"] for name, found in errors.items()})
 
 
 def bars(errors: dict[str, float]) -> list[dict[str, Any]]:
@@ -225,7 +248,7 @@ def folds(path: Path) -> dict[str, Any] | None:
         policy_wins = sum(fold["policy"] == min(fold.values()) for fold in table["folds"])
         others = [f"{name.replace('_', ' ')} {mean[name]:.3f}" for name in names if name != "policy"]
         found = f"in the mean over {len(rows)} folds its error is {mean['policy']:.3f}, beside {' and '.join(others)}"
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{path}: not a table of folds ({type(error).__name__}: {error}); train again with --resume to write it") from None
     return {
         "bars": bars(mean),
@@ -246,13 +269,17 @@ def find_checkpoint(run: Path) -> Path | None:
     for pointer in ("best", "last"):
         path = run / "checkpoints" / pointer
         if path.is_file():
-            return storage.inside(run / "checkpoints", path.read_text(encoding="utf-8")[:200].strip())
+            with making_sense_of(path):
+                name = path.read_text(encoding="utf-8")[:200].strip()
+            if not name or not name.isprintable():  # guard: evaluation.report.pointer
+                raise DataError(f"{path}: names no checkpoint; restore the file, or train again")
+            return storage.inside(run / "checkpoints", name)
     return None
 
 
-def facts(run: Path, config: dict[str, Any], contract: Contract | None, plan: Plan | None) -> list[tuple[str, list[tuple[str, str]]]]:
+def facts(run: Path, data_path: str, contract: Contract | None, plan: Plan | None) -> list[tuple[str, list[tuple[str, str]]]]:
     """Titled lists of names and values."""
-    found = {"Policy": policy_facts(run, contract), "Contract": contract_facts(contract), "Data": data_facts(run, config)}
+    found = {"Policy": policy_facts(run, contract), "Contract": contract_facts(contract), "Data": data_facts(run, data_path)}
     found["Trained on"] = machine_facts(find_checkpoint(run))
     found["Judged with"] = list(plan.versions.items()) if plan is not None else []
     found["Sessions"] = sessions(run)
@@ -263,9 +290,10 @@ def policy_facts(run: Path, contract: Contract | None) -> list[tuple[str, str]]:
     pairs = []
     if (run / "summary.json").is_file():
         summary = storage.read_json(run / "summary.json")
-        pairs = [("parameters", f"{summary['parameters']:,}".replace(",", " ")), ("trained in", str(summary["precision"]))]
-        if summary.get("best"):
-            pairs.append(("best checkpoint", f"step {summary['best']['step']} of {summary['steps']}"))
+        with making_sense_of(run / "summary.json"):
+            pairs = [("parameters", f"{summary['parameters']:,}".replace(",", " ")), ("trained in", str(summary["precision"]))]
+            if summary.get("best"):
+                pairs.append(("best checkpoint", f"step {summary['best']['step']} of {summary['steps']}"))
     if contract is not None:
         window = contract.window
         pairs.append(
@@ -301,35 +329,40 @@ def machine_facts(checkpoint: Path | None) -> list[tuple[str, str]]:
     """Device, threads, precision and versions, as the checkpoint recorded them."""
     if checkpoint is None or not (checkpoint / "trainer.json").is_file():
         return []
-    return [(name, str(value)) for name, value in storage.read_json(checkpoint / "trainer.json").get("environment", {}).items()]
+    state = storage.read_json(checkpoint / "trainer.json")
+    with making_sense_of(checkpoint / "trainer.json"):
+        return [(str(name), str(value)) for name, value in state.get("environment", {}).items()]
 
 
-def data_facts(run: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
+def data_facts(run: Path, path: str) -> list[tuple[str, str]]:
     """What the policy was trained on: what the run wrote down, else what the dataset says if it is still there."""
-    path = str(config.get("data", {}).get("path", ""))
     pairs = [("path", path)] if path else []
     if (run / "data.json").is_file():
         data = storage.read_json(run / "data.json")
-        pairs += [
-            ("demonstrations", f"{data['training_episodes']} for training, {data['validation_episodes']} held out"),
-            ("frames", f"{data['frames']:,} ({data['hours']:.2f} h)".replace(",", " ")),
-            ("instructions", f"{data['instructions']} sentences, {data['vocabulary']} words"),
-            ("sha256", data["hash"][:16]),
-        ]
+        with making_sense_of(run / "data.json"):
+            pairs += [
+                ("demonstrations", f"{data['training_episodes']} for training, {data['validation_episodes']} held out"),
+                ("frames", f"{data['frames']:,} ({data['hours']:.2f} h)".replace(",", " ")),
+                ("instructions", f"{data['instructions']} sentences, {data['vocabulary']} words"),
+                ("sha256", str(data["hash"])[:16]),
+            ]
     elif path and (Path(path) / "meta" / "info.json").is_file():
         info = storage.read_json(Path(path) / "meta" / "info.json")
-        pairs += [("demonstrations", str(info.get("total_episodes"))), ("frames", f"{info.get('total_frames', 0):,}".replace(",", " "))]
+        with making_sense_of(Path(path) / "meta" / "info.json", "use a copy of the dataset"):
+            pairs += [("demonstrations", str(info.get("total_episodes"))), ("frames", f"{info.get('total_frames', 0):,}".replace(",", " "))]
     return pairs
 
 
-def commands(run: Path, config: dict[str, Any], plan: Plan | None) -> list[str]:
+def commands(run: Path, data_path: str, plan: Plan | None) -> list[str]:
     """What to type to get these figures again."""
     again = shlex.quote(f"{run}-again")
     found = []
-    data = Path(str(config.get("data", {}).get("path", "")))
-    generation = storage.read_json(data / "meta" / "deftly.json").get("generation") if (data / "meta" / "deftly.json").is_file() else None
-    if generation:
-        found.append(f"deftly data generate --episodes {generation['episodes']} --seed {generation['seed']} --out {shlex.quote(str(data))}")
+    about = Path(data_path) / "meta" / "deftly.json"
+    made = storage.read_json(about) if about.is_file() else {}
+    with making_sense_of(about, "use a copy of the dataset"):
+        if generation := made.get("generation"):
+            again_made = f"--episodes {int(generation['episodes'])} --seed {int(generation['seed'])} --out {shlex.quote(data_path)}"
+            found.append(f"deftly data generate {again_made}")
     found.append(f"deftly train {shlex.quote(str(run / 'run.json'))} --out {again}")
     if plan is not None:
         found.append(f"deftly evaluate {again} --episodes {plan.episodes} --seed {plan.seed}")

@@ -11,6 +11,7 @@ from typing import Any
 from deftly import storage
 from deftly.evaluation.plan import EPISODES, SUMMARY, VIDEOS, Plan, read
 from deftly.evaluation.statistics import Proportion, mcnemar
+from deftly.foreign import printable
 from deftly.types import DataError
 
 FAILURES = ("wrong_object", "missed_grasp", "timeout", "invalid_action", "crashed")
@@ -28,10 +29,11 @@ def read_rows(plan: Plan, directory: Path) -> dict[tuple[str, int], Row]:
             job, seed, policy = (row["arm"], row["episode"]), row["seed"], row["policy"]
         except (TypeError, KeyError):
             raise DataError(f"{where}: not a row of an evaluation; evaluate under another --name") from None
+        who = f"{printable(job[0])} episode {printable(job[1])}"
         if job not in jobs or seed != plan.episode_seed(job[1]) or policy != plan.policy:
-            raise DataError(f"{where}: {job[0]} episode {job[1]} does not belong to this plan; evaluate under another --name")
+            raise DataError(f"{where}: {who} does not belong to this plan; evaluate under another --name")
         if job in rows:
-            raise DataError(f"{where}: {job[0]} episode {job[1]} is there twice; remove one of the lines")
+            raise DataError(f"{where}: {who} is there twice; remove one of the lines")
         rows[job] = row
     return rows
 
