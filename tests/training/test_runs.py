@@ -233,3 +233,19 @@ def test_a_terminal_obeys_nothing_that_a_run_says(runs, tmp_path, capsys):
         assert "[/" in printed
     main(["runs", str(tmp_path)])
     assert "?[31mhello [/b]?next" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["runs", "{run}/run.json"], "give the directory that it is in"),
+        (["runs", "compare", "{run}", "/nope"], "/nope: no directory of a run; give some that `deftly runs` lists"),
+        (["train", "imitate", "--track", "nope"], "`deftly train --help` says"),
+    ],
+)
+def test_a_mistyped_word_is_one_line_with_a_remedy(runs, capsys, words, says):
+    with pytest.raises(SystemExit) as ended:
+        main([word.format(run=runs / "finished") for word in words])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line

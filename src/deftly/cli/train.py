@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 from rich.console import Console
@@ -41,12 +41,19 @@ USAGE = """deftly train NAME [--out DIR] [--resume] [--device auto|cpu|cuda] [--
 TRACKERS = {"tensorboard": TensorBoardConfig(), "wandb": WandbConfig(), "wandb:online": WandbConfig(mode="online")}
 
 
+class Parser(argparse.ArgumentParser):
+    """Its mistakes are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `deftly train --help` says what may stand there")
+
+
 def main(arguments: list[str]) -> None:
     """Parse, train, print what came out."""
     from deftly.recipes import RECIPES
 
     usage = USAGE.format(recipes=", ".join(RECIPES))
-    parser = argparse.ArgumentParser(prog="deftly train", usage=usage, add_help=False, allow_abbrev=False)
+    parser = Parser(prog="deftly train", usage=usage, add_help=False, allow_abbrev=False)
     parser.add_argument("name", nargs="?")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")

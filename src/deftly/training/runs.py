@@ -25,6 +25,8 @@ Row = dict[str, Any]
 
 def find_runs(root: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
     """Directories that are runs, or look as if they had been, by name; below a run only its folds are looked for."""
+    if root.is_file():
+        raise UsageError(f"{root}: a file; give the directory that it is in: {root.parent}")
     if not root.is_dir():
         raise UsageError(f"{root}: no such directory; give the one that holds your runs, such as runs")
     if is_run(root):
@@ -173,6 +175,9 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
 
     Raises `UsageError` or `DataError` for a run that cannot be read: a comparison with a hole would mislead.
     """
+    for path in paths:
+        if not path.is_dir():
+            raise UsageError(f"{path}: no directory of a run; give some that `deftly runs` lists")
     rows = [look(path) for path in paths]
     for row in rows:
         if row["state"] == "damaged":
