@@ -28,7 +28,7 @@ def put(value: Any, place: Place, other: Any) -> Any:
     """`value` with something else at a place, or nothing where that is `GONE`."""
     if not place:
         return None if other is GONE else other
-    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy: Any = dict(value) if isinstance(value, dict) else list(value)
     if len(place) == 1 and other is GONE:
         del copy[place[0]]
     else:

@@ -232,6 +232,16 @@ def test_a_mistake_in_the_users_file_is_told_as_one(tmp_path: Path, body: str, m
     assert "deftly_own_bad" not in sys.modules
 
 
+def test_a_recipe_that_fails_is_told_as_the_users(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "from deftly.types import UsageError\n\n\ndef broken():\n    return 1 / 0\n\n\ndef refused():\n    raise UsageError('so it is')\n"
+    )
+    with pytest.raises(UsageError, match=r"bad\.py:5: ZeroDivisionError: division by zero; mend the file"):
+        find_run(f"{tmp_path / 'bad.py'}:broken", False)
+    with pytest.raises(UsageError, match=r"^so it is$"):
+        find_run(f"{tmp_path / 'bad.py'}:refused", False)
+
+
 @guards("cli.train.code")
 def test_code_that_would_not_be_looked_at_is_refused(tmp_path: Path) -> None:
     for name in ("imitate", "my.py:recipe"):

@@ -99,7 +99,7 @@ def explain(cls: type[pydantic.BaseModel], error: pydantic.ValidationError, wher
             lines.append(f"{where}: unknown key {field!r}; {hint}")
         else:
             got = "" if isinstance(item["input"], dict) else f" (got {str(item['input'])[:80]!r})"
-            lines.append(f"{where}: {field or 'value'}: {item['msg'].removeprefix('Value error, ')}{got}")
+            lines.append(f"{where}: {field + ': ' if field else ''}{item['msg'].removeprefix('Value error, ')}{got}")
     if len(items) > MAX_MISTAKES:
         lines.append(f"{where}: {len(items) - MAX_MISTAKES} more mistakes")
     return "\n".join(lines)

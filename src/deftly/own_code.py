@@ -16,6 +16,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -44,16 +45,26 @@ def run_file(path: Path) -> ModuleType:
         sys.path.append(folder)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # pydantic looks annotations up there
     try:
-        spec.loader.exec_module(module)
+        with blamed(path):
+            spec.loader.exec_module(module)
+    except Exception:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """What goes wrong inside of the user's file is told as theirs, with its line: a `UsageError`."""
+    try:
+        yield
     except UsageError:
         raise
     except Exception as error:
-        del sys.modules[name]
         said = " ".join(str(error).split())[:300]
         raise UsageError(
             f"{path}:{line_of(error, path)}: {type(error).__name__}: {said}; mend the file, --traceback shows the whole"
         ) from error
-    return module
 
 
 def line_of(error: Exception, path: Path) -> int:

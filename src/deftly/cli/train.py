@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deftly.evaluation.report import write_report
-from deftly.own_code import classes_in, classes_of, classes_of_module, narrowed, run_file
+from deftly.own_code import blamed, classes_in, classes_of, classes_of_module, narrowed, run_file
 from deftly.run import Run, train
 from deftly.training import distributed
 from deftly.training.tensorboard import TensorBoardConfig
@@ -142,7 +142,8 @@ def own_recipe(file: str, function: str, *, small: bool) -> Run:
     takes_small = bool(inspect.signature(recipe).parameters)
     if small and not takes_small:
         raise UsageError(f"{file}:{function} takes no argument, so --small changes nothing; write it as {function}(small: bool)")
-    run = recipe(small) if takes_small else recipe()
+    with blamed(Path(file)):
+        run = recipe(small) if takes_small else recipe()
     if not isinstance(run, Run):
         raise UsageError(f"{file}:{function} returned {type(run).__name__}; a recipe returns a deftly.run.Run")
     return run
