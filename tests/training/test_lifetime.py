@@ -32,6 +32,22 @@ def test_the_first_signal_is_remembered_and_handlers_are_put_back(number, code):
     assert signal.getsignal(number) == before
 
 
+def test_a_signal_that_comes_while_ranks_agree_is_for_the_next_boundary():
+    """It was lost: the others had said that there was none, which was written over it."""
+    interrupt = Interrupt()
+
+    def asked_meanwhile(mine):
+        interrupt(signal.SIGTERM, None)
+        return mine
+
+    assert not interrupt.agree(asked_meanwhile), "the others do not leave at this boundary"
+    assert interrupt.agree(lambda mine: mine)
+    assert interrupt.exit_code == 143
+    other = Interrupt()
+    assert other.agree(lambda mine: signal.SIGINT)
+    assert other.exit_code == 130
+
+
 def test_a_second_signal_ends_at_once(monkeypatch):
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)

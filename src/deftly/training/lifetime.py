@@ -41,9 +41,15 @@ class Interrupt:
         elif time.monotonic() - self.since >= self.grace_s:
             os._exit(128 + number)
 
-    def agree(self, most: Callable[[int], int]) -> None:
-        """Take over the signal that any rank was sent; `most` gives the largest number of all ranks."""
-        self.signal = most(self.signal or 0) or None
+    def agree(self, most: Callable[[int], int]) -> bool:
+        """Whether any rank was sent a signal until now, which is taken over; `most` gives the largest number of all ranks.
+
+        One that arrives while this rank waits for the others is not of this step boundary, for they do not know of it, but of the next one.
+        """
+        told = most(self.signal or 0)
+        if told:
+            self.signal = told
+        return bool(told)
 
 
 @contextmanager

@@ -139,8 +139,7 @@ class Trainer:
                     batch = self._take(interrupt)
                     clock = Clock(self.step, self.config.steps)
                     self._hooks(batch, self.update(batch, clock), self.update.learning_rate(clock))
-                    interrupt.agree(distributed.most_over_ranks)
-                    if interrupt.signal is not None:
+                    if interrupt.agree(distributed.most_over_ranks):
                         self._leave(interrupt)
             if self.early_stop.why is not None:
                 self.journal.say(self.early_stop.why)
